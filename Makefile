@@ -1,0 +1,50 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := demo-output
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export HF_HUB_OFFLINE = 1
+export RAY_USAGE_STATS_ENABLED = 0
+
+.PHONY: help setup demo check test soak bench lock clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(VENV)/ready ## Make .venv with curator, the engines and a small real model
+
+# torch first and with its dependencies, so that each machine gets the build that suits it; the rest exactly as locked.
+$(VENV)/ready: pyproject.toml requirements.lock
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "curator needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet "$$(grep '^torch==' requirements.lock)"
+	grep -v '^torch==' requirements.lock > $(VENV)/rest.lock
+	$(BIN)/pip install --quiet --no-deps -r $(VENV)/rest.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: setup ## Train a reference, score real text, keep 60% of its tokens, write dataset and report
+	$(BIN)/python examples/demo/run.py $(DEMO)
+
+check: setup ## Lint, types and quick tests: under two minutes
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -n 2 -m "not slow"
+
+test: check ## Everything that CI runs
+	$(BIN)/pytest -m slow
+
+soak: setup ## The long forms of the fault tests
+	CURATOR_SOAK=1 $(BIN)/pytest -m slow tests/test_faults.py
+
+bench: setup ## Measure speed, memory and size; figures go to benchmarks/results/
+	for name in scoring selection storage_size memory; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+lock: setup ## Write requirements.lock from what .venv holds
+	$(BIN)/pip freeze --exclude-editable | sed -E 's/^(torch==[^+]*)\+.*/\1/' > requirements.lock
+
+clean: ## Remove what the targets above made
+	rm -rf $(VENV) $(DEMO) build *.egg-info

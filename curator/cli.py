@@ -1,0 +1,199 @@
+"""The `curator` command. Thin: each subcommand reads its arguments, calls the library and prints.
+
+Exit codes: 0 done, 1 failed, 2 bad spec or usage, 3 finished with quarantined rows or shards.
+"""
+
+import json
+import os
+import sys
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from curator.errors import CuratorError, OutputError, SpecError
+
+FAILED, BAD_USAGE, QUARANTINED = 1, 2, 3
+
+app = typer.Typer(
+    name="curator",
+    help="Token-weighted datasets for training language models. Exit codes: 0 done, 1 failed, 2 bad spec or usage, "
+    "3 finished with quarantined rows.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console(soft_wrap=True, highlight=False, markup=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+
+SpecPath = Annotated[str, typer.Argument(metavar="SPEC", help="spec file, YAML or JSON")]
+Directory = Annotated[str, typer.Argument(metavar="DIR", help="folder or URI of a dataset")]
+
+
+@app.command()
+def run(spec: SpecPath) -> None:
+    """Run a job to its end; the same command resumes it."""
+    from curator.pipeline import curate
+    from curator.progress import make_reporter
+    from curator.spec import load_spec
+
+    _finish(curate(load_spec(spec), make_reporter()))
+
+
+@app.command()
+def plan(spec: SpecPath, as_json: Annotated[bool, typer.Option("--json", help="print the whole plan")] = False) -> None:
+    """Show shards, tokens, time and disk; runs nothing and writes nothing."""
+    from curator.estimate import estimate_job
+    from curator.job import Job
+    from curator.plan import make_plan
+    from curator.spec import load_spec
+
+    job_spec = load_spec(spec)
+    job = Job(job_spec, make_plan(job_spec))
+    if as_json:
+        print(job.plan.model_dump_json(indent=1))
+        return
+    threads = job_spec.run.threads_per_worker
+    workers = job_spec.run.workers if job_spec.run.workers != "auto" else max((os.cpu_count() or 1) // threads, 1)
+    estimate = estimate_job(job, min(workers, len(job.plan.shards) or 1))
+    out.print(f"corpus     {len(job.plan.sources):,} files, about {job.plan.text_bytes:,} bytes of text")
+    out.print(f"tokenizer  {job.plan.tokenizer.source} ({job.plan.tokenizer.fingerprint[:16]})")
+    out.print(f"shards     {estimate.shards:,}, about {estimate.tokens:,} tokens")
+    free = "" if estimate.free_bytes is None else f", {estimate.free_bytes / 1e9:,.1f} GB are free"
+    out.print(f"disk       about {estimate.disk_bytes / 1e9:,.3f} GB{free}")
+    for model in estimate.models:
+        identity = job.plan.models[model.name]
+        time = "unknown time" if model.seconds is None else f"about {_duration(model.seconds)}"
+        out.print(
+            f"{model.name:<10} {identity.engine} {identity.id}, context {identity.context}: {time} ({model.basis})"
+        )
+    total = "unknown" if estimate.seconds is None else f"about {_duration(estimate.seconds)} of scoring"
+    out.print(f"ETA        {total} on {estimate.workers} workers")
+    for bad in job.plan.damage:
+        out.print(f"damaged    {bad.file} at offset {bad.offset}: {bad.reason} {bad.detail}")
+
+
+@app.command()
+def preview(
+    spec: SpecPath,
+    rows: Annotated[int, typer.Option(min=1, help="documents to score")] = 20,
+    output: Annotated[Path, typer.Option(help="where to write the page")] = Path("preview.html"),
+    browse: Annotated[bool, typer.Option("--open/--no-open", help="open the page in a browser")] = True,
+) -> None:
+    """Score a sample here and now, and show it as the report would."""
+    from curator.preview import make_preview
+    from curator.spec import load_spec
+
+    html, summary = make_preview(load_spec(spec), rows)
+    output.write_text(html, encoding="utf-8")
+    out.print(summary)
+    out.print(f"page       {output.resolve()}")
+    if browse:
+        webbrowser.open(output.resolve().as_uri())
+
+
+@app.command()
+def select(
+    directory: Directory,
+    policy: Annotated[str, typer.Option(help="file with the policy alone (YAML or JSON), or a spec to take it from")],
+    output: Annotated[str, typer.Option(help="folder of the new dataset")],
+    weights_only: Annotated[bool, typer.Option("--weights-only", help="write row-aligned weights, no text")] = False,
+) -> None:
+    """Apply another policy to stored scores; runs no model and leaves DIR as it is."""
+    from curator.pipeline import select as select_policy
+    from curator.progress import make_reporter
+    from curator.spec import read_mapping
+
+    content = read_mapping(policy)
+    _finish(
+        select_policy(
+            directory, content.get("policy", content), output, weights_only=weights_only, reporter=make_reporter()
+        )
+    )
+
+
+@app.command()
+def verify(directory: Directory) -> None:
+    """Re-check a dataset's digests, counts and alignment."""
+    from curator.audit import verify as verify_dataset
+
+    problems = verify_dataset(directory)
+    for problem in problems:
+        out.print(problem)
+    out.print(f"{directory}: {len(problems)} problems" if problems else f"{directory}: sound")
+    raise typer.Exit(FAILED if problems else 0)
+
+
+@app.command()
+def report(directory: Directory) -> None:
+    """Write report.html of a dataset again."""
+    from curator.publish import rewrite_report
+
+    out.print(f"report     {rewrite_report(directory)}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a spec."""
+    from curator.spec import CurationSpec
+
+    print(json.dumps(CurationSpec.model_json_schema(), indent=2))
+
+
+@app.command()
+def train_reference(spec: SpecPath) -> None:
+    """Fine-tune a base model on good data into a reference directory."""
+    from pydantic import TypeAdapter
+
+    from curator.spec import read_mapping, validate
+    from curator.training.reference import TrainSpec, train_reference
+
+    train_spec = validate(TypeAdapter(TrainSpec), read_mapping(spec), spec)
+    result = train_reference(train_spec)
+    out.print(f"reference  {result.output}")
+
+
+def _finish(manifest: "object") -> None:
+    """Print where the result is, and exit 3 if something was quarantined."""
+    from curator import storage
+    from curator.manifest import Manifest
+
+    assert isinstance(manifest, Manifest)
+    totals, root = manifest.totals, storage.absolute(manifest.spec["output"]["uri"])
+    share = totals.kept_tokens / totals.scored_tokens if totals.scored_tokens else 0.0
+    out.print(f"dataset    {root}")
+    if manifest.content == "dataset":
+        out.print(f"report     {storage.join(root, 'report.html')}")
+    out.print(f"rows       {totals.rows:,} ({totals.rows_without_kept_tokens:,} without a kept token)")
+    out.print(f"tokens     {totals.tokens:,}, kept {totals.kept_tokens:,} ({share:.2%} of those scored)")
+    if totals.duplicate_ids:
+        out.print(f"ids        {totals.duplicate_ids:,} rows repeat an earlier row's id; all are kept")
+    if manifest.lost_shards:
+        out.print(f"lost       {len(manifest.lost_shards):,} shards, listed in manifest.json")
+    if totals.quarantined_rows:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in manifest.quarantined.items())
+        out.print(f"quarantine {totals.quarantined_rows:,} rows ({reasons}), listed in quarantine.jsonl")
+    if totals.quarantined_rows or manifest.lost_shards:
+        raise typer.Exit(QUARANTINED)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d} h"
+
+
+def main() -> None:
+    """Run the command; errors made on purpose print one message and no traceback."""
+    try:
+        app()
+    except (SpecError, OutputError) as error:
+        err.print(f"error: {error}")
+        sys.exit(BAD_USAGE)
+    except CuratorError as error:
+        err.print(f"error: {error}")
+        sys.exit(FAILED)
+    except KeyboardInterrupt:
+        err.print("interrupted; run the same command to resume")
+        sys.exit(130)

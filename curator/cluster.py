@@ -1,0 +1,364 @@
+"""Work on shards over Ray actors; the library's only import of ray.
+
+One actor is one opened stage (for scoring: one engine) that pulls shards, loads the next one's input while it works
+on the current, and reports tokens as it goes. Plain actors, not Ray Data, because a shard must be published once
+whatever is retried or killed (Ray Data's writes duplicate on resubmission and drop errored blocks).
+
+A shard that fails is tried again up to `retries` times, on whichever actor is free; the others go on. An actor that
+dies is restarted by Ray. Errors that no retry can mend (a full disk, a bad tokenizer) end the map at once.
+"""
+
+import os
+import platform
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+import pyarrow as pa
+
+import curator
+from curator.errors import ClusterError, CuratorError, ShardError
+from curator.progress import Reporter
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no network calls that nobody asked for
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+import ray.exceptions
+
+_POLL_S = 0.5
+_OBJECT_STORE_BYTES = 128 << 20
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+TaskContra = TypeVar("TaskContra", contravariant=True)
+ResultCo = TypeVar("ResultCo", covariant=True)
+
+
+class Stage(Protocol[TaskContra, ResultCo]):
+    """Work on one kind of task, picklable; opened once per actor."""
+
+    def open(self) -> None:
+        """Start what is expensive to start, such as an engine."""
+        ...
+
+    def load(self, task: TaskContra) -> Any:
+        """Read a task's input; called ahead of `run`, in another thread."""
+        ...
+
+    def run(self, task: TaskContra, inputs: Any, on_tokens: Callable[[int], None]) -> ResultCo:
+        """Do the work, publish its files, return something small."""
+        ...
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How many actors to use, and what each one takes."""
+
+    count: int | Literal["auto"] = "auto"
+    cpus: int = 1
+    gpus: float = 0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a task failed on one attempt; travels back from the worker."""
+
+    error: CuratorError
+    trace: str
+    opening: bool = False
+
+
+@dataclass(frozen=True)
+class ShardFailure(Generic[Task]):
+    """A task that exhausted its retries."""
+
+    task: Task
+    attempts: int
+    failure: Failure
+
+
+# ------------------------------------------------------------------------------------------------ worker side
+
+
+class _Actor:
+    """Holds one opened stage. `run` is one thread; `status` answers beside it."""
+
+    def __init__(self) -> None:
+        self._stage: Stage[Any, Any] | None = None
+        self._generation = -1
+        self._ahead: tuple[Any, Future[Any]] | None = None
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
+        self._tokens = 0
+        self._lock = threading.Lock()
+
+    def versions(self) -> dict[str, str]:
+        return versions()
+
+    def status(self) -> int:
+        """Tokens done on the running task."""
+        return self._tokens
+
+    def run(self, generation: int, stage: Stage[Any, Any], task: Any, upcoming: Any) -> Any:
+        self._tokens = 0
+        opening = self._generation != generation
+        try:
+            if opening:
+                self._ahead = None
+                stage.open()
+                self._stage, self._generation, opening = stage, generation, False
+            assert self._stage is not None
+            inputs = self._take_ahead(task)
+            if upcoming is not None:
+                self._ahead = (upcoming, self._reader.submit(self._stage.load, upcoming))
+            return self._stage.run(task, inputs, self._count)
+        except CuratorError as error:
+            return Failure(error, traceback.format_exc(), opening)
+        except Exception as error:  # anything else is a bug or a passing fault: the driver decides about retrying
+            wrapped = ClusterError(f"{type(error).__name__}: {error}")
+            wrapped.retryable = True
+            return Failure(wrapped, traceback.format_exc(), opening)
+
+    def _take_ahead(self, task: Any) -> Any:
+        assert self._stage is not None
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] == task:
+            return ahead[1].result()
+        return self._stage.load(task)
+
+    def _count(self, tokens: int) -> None:
+        with self._lock:
+            self._tokens += tokens
+
+
+def versions() -> dict[str, str]:
+    """What must be equal on every machine of a run."""
+    return {"curator": curator.__version__, "python": platform.python_version(), "pyarrow": pa.__version__}
+
+
+# ------------------------------------------------------------------------------------------------ driver side
+
+
+class Pool:
+    """A set of actors that can run one stage after another."""
+
+    def __init__(self, count: int, workers: Workers, retries: int) -> None:
+        remote = ray.remote(
+            num_cpus=workers.cpus,
+            num_gpus=workers.gpus,
+            max_restarts=-1,
+            max_task_retries=0,
+            concurrency_groups={"status": 1},
+        )(_Actor)
+        environment = {"env_vars": {"OMP_NUM_THREADS": str(workers.cpus), "TOKENIZERS_PARALLELISM": "false"}}
+        self._actors = [remote.options(runtime_env=environment).remote() for _ in range(count)]
+        self._retries = retries
+        self._generation = 0
+        self._check_versions()
+
+    def _check_versions(self) -> None:
+        mine = versions()
+        for theirs in ray.get([actor.versions.remote() for actor in self._actors]):
+            if theirs != mine:
+                raise ClusterError(f"a worker has {theirs}, the driver {mine}; install the same versions everywhere")
+
+    def map(
+        self,
+        stage: Stage[Task, Result],
+        tasks: Sequence[Task],
+        *,
+        reporter: Reporter,
+        tokens_of: Callable[[Task], int],
+        on_result: Callable[[Result], None],
+    ) -> list[ShardFailure[Task]]:
+        """Run a stage over all tasks, in any order; results arrive as they are ready.
+
+        Args:
+            stage: what to run; pickled to every actor.
+            tasks: picklable and comparable; one is the unit of retry.
+            reporter: hears of tokens and shards done.
+            tokens_of: estimate of a task's tokens, for progress.
+            on_result: called in the driver for every finished task.
+
+        Returns:
+            The tasks that failed on every attempt.
+
+        Raises:
+            CuratorError: an error that no retry can mend.
+        """
+        self._generation += 1
+        return _Run(self._actors, self._generation, self._retries, stage, tasks, reporter, tokens_of, on_result).drive()
+
+    def close(self) -> None:
+        """End the actors and free what they hold."""
+        for actor in self._actors:
+            ray.kill(actor)
+
+
+class _Run(Generic[Task, Result]):
+    """One `Pool.map`: the queue, who works on what, and what to do about failures."""
+
+    def __init__(
+        self,
+        actors: list[Any],
+        generation: int,
+        retries: int,
+        stage: Stage[Task, Result],
+        tasks: Sequence[Task],
+        reporter: Reporter,
+        tokens_of: Callable[[Task], int],
+        on_result: Callable[[Result], None],
+    ) -> None:
+        self.generation, self.retries, self.stage = generation, retries, stage
+        self.reporter, self.tokens_of, self.on_result = reporter, tokens_of, on_result
+        self.queue: deque[tuple[Task, int]] = deque((task, 1) for task in tasks)
+        self.stage_ref = ray.put(stage)
+        self.idle = list(actors)
+        self.running: dict[Any, tuple[Any, Task, int]] = {}
+        self.status: dict[Any, Any] = {}
+        self.live_tokens: dict[Any, int] = {}
+        self.hints: dict[Any, Task] = {}
+        self.failures: list[ShardFailure[Task]] = []
+        self.tasks_done = self.tokens_done = 0
+
+    def drive(self) -> list[ShardFailure[Task]]:
+        while self.queue or self.running:
+            while self.queue and self.idle:
+                self._assign(self.idle.pop(0))
+            ready, _ = ray.wait(list(self.running), num_returns=1, timeout=_POLL_S)
+            for reference in ready:
+                self._collect(reference)
+            self._poll()
+            tokens = self.tokens_done + sum(self.live_tokens.values())
+            self.reporter.update(self.tasks_done, tokens, len(self.running))
+        return self.failures
+
+    def _assign(self, actor: Any) -> None:
+        """Give an actor the shard that it has already loaded, if that is still free, else the first of the queue."""
+        hint = self.hints.pop(actor, None)
+        position = next((i for i, (task, _) in enumerate(self.queue) if task == hint), 0) if hint is not None else 0
+        task, attempt = self.queue[position]
+        del self.queue[position]
+        hinted = list(self.hints.values())
+        upcoming = next((waiting for waiting, _ in self.queue if waiting not in hinted), None)
+        if upcoming is not None:
+            self.hints[actor] = upcoming
+        reference = actor.run.remote(self.generation, self.stage_ref, task, upcoming)
+        self.running[reference] = (actor, task, attempt)
+
+    def _collect(self, reference: Any) -> None:
+        actor, task, attempt = self.running.pop(reference)
+        self.live_tokens.pop(actor, None)
+        self.status.pop(actor, None)
+        self.idle.append(actor)
+        try:
+            outcome = ray.get(reference)
+        except ray.exceptions.RayActorError as error:
+            died = ClusterError(f"the worker died while it held the shard: {error}".strip())
+            died.retryable = True
+            outcome = Failure(died, "")
+        if not isinstance(outcome, Failure):
+            self.tasks_done += 1
+            self.tokens_done += self.tokens_of(task)
+            self.on_result(outcome)
+        elif not outcome.error.retryable or (outcome.opening and not self.tasks_done):
+            raise outcome.error
+        elif attempt <= self.retries:
+            self.reporter.say(f"attempt {attempt} of {self.retries + 1} failed, trying again: {outcome.error}")
+            self.queue.append((task, attempt + 1))
+        else:
+            self.failures.append(ShardFailure(task, attempt, outcome))
+
+    def _poll(self) -> None:
+        """Ask every busy actor how far it is, without waiting for the answer."""
+        busy = {actor for actor, _, _ in self.running.values()}
+        for actor in busy:
+            asked = self.status.get(actor)
+            if asked is None:
+                self.status[actor] = actor.status.options(concurrency_group="status").remote()
+            elif ray.wait([asked], timeout=0)[0]:
+                self.status[actor] = None
+                try:
+                    self.live_tokens[actor] = ray.get(asked)
+                except ray.exceptions.RayActorError:
+                    self.live_tokens[actor] = 0
+
+
+@contextmanager
+def connect(address: str | None) -> Iterator[None]:
+    """Join the cluster at `address` (or `RAY_ADDRESS`), or start a local one that ends with this process.
+
+    A cluster elsewhere gets this package by `runtime_env`, so that workers run the same code.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    options: dict[str, Any] = {"configure_logging": False, "log_to_driver": False}
+    if address == "local":
+        options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+    else:
+        options["runtime_env"] = {"py_modules": [os.path.dirname(curator.__file__)]}
+    try:
+        ray.init(address=address, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(f"cannot reach Ray at {address!r}: {error}; check run.address and RAY_ADDRESS") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def count_workers(workers: Workers, tasks: int) -> int:
+    """How many actors to start: as asked, else as many as the cluster holds; never more than tasks."""
+    resources = ray.cluster_resources()
+    fits = int(resources.get("CPU", 1) // workers.cpus) if workers.cpus else tasks
+    if workers.gpus:
+        gpus = resources.get("GPU", 0)
+        if gpus < workers.gpus:
+            raise ClusterError(
+                f"a worker needs {workers.gpus:g} GPUs and the cluster has {gpus:g}; lower models.*.gpus"
+            )
+        fits = min(fits, int(gpus / workers.gpus))
+    if fits < 1:
+        have = resources.get("CPU", 0)
+        raise ClusterError(f"a worker needs {workers.cpus} CPUs and the cluster has {have:g}; lower threads_per_worker")
+    wanted = fits if workers.count == "auto" else workers.count
+    if wanted > fits:
+        raise ClusterError(f"run.workers is {wanted} and the cluster has room for {fits}; lower it or use auto")
+    return max(1, min(wanted, tasks))
+
+
+@contextmanager
+def open_pool(workers: Workers, tasks: int, retries: int) -> Iterator[Pool]:
+    """Start actors for up to `tasks` tasks; needs `connect`."""
+    pool = Pool(count_workers(workers, tasks), workers, retries)
+    try:
+        yield pool
+    finally:
+        pool.close()
+
+
+def raise_failures(stage: str, failures: Sequence[ShardFailure[Any]], describe: Callable[[Any], str]) -> None:
+    """Raise ShardError if shards failed for good; everything else is published and the job can be resumed."""
+    if not failures:
+        return
+    lines = [f"  {describe(f.task)} ({f.attempts} attempts): {f.failure.error}" for f in failures]
+    raise ShardError(f"{stage}: {len(failures)} shards failed; run the same command to resume\n" + "\n".join(lines))
+
+
+def worker_name() -> str:
+    """Host and process, for receipts."""
+    return f"{platform.node()}:{os.getpid()}"
+
+
+def timer() -> Callable[[], float]:
+    """Seconds since the call."""
+    started_s = time.monotonic()
+    return lambda: round(time.monotonic() - started_s, 3)

@@ -1,0 +1,72 @@
+"""Every error this library raises on purpose, in one tree.
+
+    CuratorError
+    ├── SpecError        (ValueError)    the spec is wrong: path into it, value, remedy
+    ├── CorpusError      (ValueError)    the corpus cannot be read or planned as asked
+    ├── TokenizerError   (ValueError)    the tokenizer cannot serve this dataset
+    ├── ScorerError      (RuntimeError)  an engine cannot start or gave unusable scores
+    ├── PolicyError      (ValueError)    a policy was given scores it cannot use
+    ├── OutputError      (ValueError)    the output belongs to something else or is not a dataset
+    ├── StorageError     (OSError)       a read or write failed: disk full, no permission, a damaged file
+    ├── ClusterError     (RuntimeError)  Ray or one of its workers is not fit for the job
+    ├── ShardError       (RuntimeError)  shards failed after all retries
+    └── TrainingError    (ValueError)    a loss or trainer was given data it cannot use
+
+Each class is also the stdlib exception named beside it. All take one message, so that every error survives
+pickling on its way from a worker. `retryable` says whether trying the same shard again could help.
+"""
+
+
+class CuratorError(Exception):
+    """Base of all errors raised on purpose; the message says the problem, the value and the remedy."""
+
+    retryable = False
+
+
+class SpecError(CuratorError, ValueError):
+    """The spec is wrong; the message starts with the path into it, such as `models.base.engine`."""
+
+
+class CorpusError(CuratorError, ValueError):
+    """The corpus cannot be read or planned as the spec asks."""
+
+
+class TokenizerError(CuratorError, ValueError):
+    """The tokenizer cannot serve this dataset."""
+
+
+class ScorerError(CuratorError, RuntimeError):
+    """An engine cannot start, or gave scores that cannot be used."""
+
+    retryable = True
+
+
+class PolicyError(CuratorError, ValueError):
+    """A policy was given scores it cannot use."""
+
+
+class OutputError(CuratorError, ValueError):
+    """The output location belongs to another spec, or holds no dataset."""
+
+
+class StorageError(CuratorError, OSError):
+    """A read or write failed for a reason outside the data; the job can be resumed."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class ClusterError(CuratorError, RuntimeError):
+    """Ray, or one of its workers, is not fit for the job."""
+
+
+class ShardError(CuratorError, RuntimeError):
+    """Shards failed after all retries; the job can be resumed."""
+
+
+class TrainingError(CuratorError, ValueError):
+    """A loss, collator or trainer was given data it cannot use."""

@@ -1,0 +1,71 @@
+"""One job while it runs: its spec, its frozen plan, and where each kind of shard lives.
+
+Job directories are the truth; nothing here is state that could not be read back from them.
+"""
+
+from dataclasses import dataclass, field
+
+from curator import storage
+from curator.cluster import Workers
+from curator.data import StrictModel
+from curator.manifest import LostShard, ShardFolder
+from curator.plan import Plan, ShardRef
+from curator.progress import Reporter, Silent
+from curator.selection.cuts import Cuts
+from curator.spec import CurationSpec
+
+CALIBRATION = "calibration.json"
+
+
+class Calibration(StrictModel):
+    """What selecting needs to know of the whole corpus, frozen before the first curated shard.
+
+    Frozen together with the shards that it was taken without, so that a resumed run cannot mix two cuts.
+    """
+
+    cuts: Cuts
+    lost: tuple[LostShard, ...] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """A spec and its plan, with the folders that follow from them."""
+
+    spec: CurationSpec
+    plan: Plan
+    reporter: Reporter = field(default_factory=Silent)
+    weights_only: bool = False
+
+    @property
+    def root(self) -> str:
+        """The dataset's folder."""
+        return self.spec.output_root
+
+    @property
+    def tokens(self) -> ShardFolder:
+        """Token shards, shared by every output with the same corpus, tokenizer and work folder."""
+        return ShardFolder(root=self.spec.work_root, name=f"{self.plan.plan_key}/tokens/{self.plan.tokens_key}")
+
+    def scores(self, name: str) -> ShardFolder:
+        """One model's score shards."""
+        return ShardFolder(root=self.spec.work_root, name=f"{self.plan.plan_key}/scores/{self.plan.scores_key(name)}")
+
+    @property
+    def curated(self) -> ShardFolder:
+        """The published shards: whole rows, or row-aligned weights alone."""
+        return ShardFolder(root=self.root, name="weights" if self.weights_only else "curated")
+
+    def workers(self, gpus: float = 0) -> Workers:
+        """What the actors of a stage take."""
+        run = self.spec.run
+        return Workers(count=run.workers, cpus=run.threads_per_worker, gpus=gpus)
+
+    def shards(self, lost: tuple[LostShard, ...] = ()) -> list[ShardRef]:
+        """The plan's shards but the lost ones."""
+        gone = {shard.number for shard in lost}
+        return [shard for shard in self.plan.shards if shard.number not in gone]
+
+    def read_calibration(self) -> Calibration | None:
+        """The frozen calibration, or None."""
+        uri = storage.join(self.root, CALIBRATION)
+        return Calibration.model_validate_json(storage.read_bytes(uri)) if storage.exists(uri) else None

@@ -1,0 +1,193 @@
+"""What is known of published shards: receipts beside them, and the manifest of a finished dataset.
+
+A shard counts as published when its receipt exists. `publish_shard` writes the data file first (put-if-absent), then
+its receipt; a data file without a receipt was left by a killed run and is checked before it is adopted. Readers of a
+finished dataset trust the manifest alone, which is created once, after the last shard.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+from pydantic import Field
+
+from curator import storage, tables
+from curator.data import BadRow, Cut, ModelIdentity, StrictModel
+from curator.errors import OutputError, StorageError
+from curator.report.statistics import ShardStatistics
+
+SCHEMA_VERSION = 1
+RECEIPTS = "_receipts"
+MANIFEST = "manifest.json"
+
+
+class Receipt(StrictModel):
+    """Proof that a shard's file is complete: what every stage records."""
+
+    number: int
+    sha256: str
+    bytes: int
+    rows: int
+    tokens: int
+    seconds: float = Field(description="wall time of the shard in its worker")
+    worker: str = Field(description="host and process that made it")
+    adopted: bool = Field(default=False, description="the file was found, left by a killed run, and re-verified")
+
+
+class TokenReceipt(Receipt):
+    """A shard of tokens, with the rows that could not become documents."""
+
+    text_bytes: int
+    quarantined: tuple[BadRow, ...] = ()
+
+
+class ScoreReceipt(Receipt):
+    """A shard of one model's scores; `notes` are the engine's own, such as batches halved after out-of-memory."""
+
+    notes: dict[str, Any] = Field(default_factory=dict)
+
+
+class CuratedReceipt(Receipt):
+    """A shard of the published dataset."""
+
+    kept_tokens: int
+    weight_sum: float
+    statistics: ShardStatistics
+
+
+AnyReceipt = TypeVar("AnyReceipt", bound=Receipt)
+
+
+class ShardFolder(StrictModel):
+    """A folder of numbered parquet shards under a root: `ROOT/NAME/00017.parquet` and its receipt."""
+
+    root: str
+    name: str
+
+    def file(self, number: int) -> str:
+        """The shard's path relative to the root."""
+        return f"{self.name}/{number:05d}.parquet"
+
+    def uri(self, number: int) -> str:
+        """Where the shard is."""
+        return storage.join(self.root, self.file(number))
+
+    def receipt_file(self, number: int) -> str:
+        """The receipt's path relative to the root."""
+        return f"{self.name}/{RECEIPTS}/{number:05d}.json"
+
+    def published(self) -> set[int]:
+        """Numbers of the shards that have a receipt."""
+        names = storage.list_names(storage.join(self.root, self.name, RECEIPTS))
+        return {int(name.removesuffix(".json")) for name in names if name.endswith(".json")}
+
+    def receipt(self, number: int, kind: type[AnyReceipt]) -> AnyReceipt:
+        """Read one receipt."""
+        uri = storage.join(self.root, self.receipt_file(number))
+        return kind.model_validate_json(storage.read_bytes(uri))
+
+
+def publish_shard(folder: ShardFolder, staged: Path, receipt: AnyReceipt) -> AnyReceipt:
+    """Publish a complete staged shard and its receipt; both steps are idempotent.
+
+    A file that already has the final name without a receipt comes from a killed run: it is adopted if it is the
+    same, or (engines whose scores are not reproducible) sound and of the same rows; a damaged one is replaced.
+
+    Args:
+        folder: where the shard belongs.
+        staged: the complete local file.
+        receipt: what to record; `sha256` and `bytes` are filled in here.
+
+    Returns:
+        The receipt that stands, which may be another worker's.
+    """
+    number, uri = receipt.number, folder.uri(receipt.number)
+    sha256, size_bytes = storage.sha256(str(staged))
+    adopted = False
+    if not storage.publish(staged, uri):
+        found_sha256, found_bytes = storage.sha256(uri)
+        if found_sha256 != sha256 and not _is_sound(uri, receipt.rows):
+            storage.remove(uri)
+            if not storage.publish(staged, uri):
+                raise StorageError(f"{uri!r} was damaged and another run is replacing it; run the same command again")
+        else:
+            adopted, sha256, size_bytes = True, found_sha256, found_bytes
+    receipt = receipt.model_copy(update={"sha256": sha256, "bytes": size_bytes, "adopted": adopted})
+    if storage.write_once(folder.root, folder.receipt_file(number), receipt.model_dump_json().encode()):
+        return receipt
+    return folder.receipt(number, type(receipt))
+
+
+def _is_sound(uri: str, rows: int) -> bool:
+    try:
+        with storage.open_read(uri) as file:
+            return bool(tables.open_parquet(file).metadata.num_rows == rows)
+    except (pa.ArrowInvalid, OSError):
+        return False
+
+
+class ShardEntry(StrictModel):
+    """One published shard, as the manifest lists it."""
+
+    number: int
+    file: str
+    sha256: str
+    bytes: int
+    rows: int
+    tokens: int
+    kept_tokens: int
+    weight_sum: float
+
+
+class Totals(StrictModel):
+    """Sums over all shards."""
+
+    rows: int
+    tokens: int
+    scored_tokens: int
+    kept_tokens: int
+    weight_sum: float
+    rows_without_kept_tokens: int
+    text_bytes: int
+    quarantined_rows: int
+    duplicate_ids: int = Field(description="rows whose doc_id an earlier row already had; both are kept")
+
+
+class LostShard(StrictModel):
+    """A shard that failed for good, accepted by `on_bad_shard: quarantine`: none of its rows is in the dataset."""
+
+    number: int
+    stage: str
+    reason: str
+
+
+class Manifest(StrictModel):
+    """The finished dataset, in one file; created once, after everything it names."""
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    content: str = Field(description="`dataset`, or `weights` when only row-aligned weights were written")
+    curator_version: str
+    spec: dict[str, Any]
+    keys: dict[str, Any] = Field(description="stage keys: plan, tokens, scores per model, select")
+    tokenizer: dict[str, Any]
+    models: dict[str, ModelIdentity]
+    cuts: dict[str, Cut] = Field(description="by scope key: '' for the corpus, a source's name, a shard's number")
+    weight_scale: float = Field(description="factor that makes kept weights average 1")
+    shards: tuple[ShardEntry, ...]
+    lost_shards: tuple[LostShard, ...] = ()
+    totals: Totals
+    quarantined: dict[str, int] = Field(description="rows by reason; each is a line of quarantine.jsonl")
+
+
+def read_manifest(directory: str) -> Manifest:
+    """Read a dataset's manifest; raises OutputError when the folder holds no finished dataset."""
+    uri = storage.join(directory, MANIFEST)
+    if not storage.exists(uri):
+        raise OutputError(f"{directory!r} holds no finished dataset (no {MANIFEST}); finish it with `curator run SPEC`")
+    content = json.loads(storage.read_bytes(uri))
+    version = content.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise OutputError(f"{uri!r} has schema version {version!r}; this curator reads version {SCHEMA_VERSION}")
+    return Manifest.model_validate(content)

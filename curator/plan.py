@@ -1,0 +1,319 @@
+"""From a spec and a corpus to a frozen plan: which bytes are in which shard, which model and tokenizer exactly.
+
+The plan is deterministic and content-addressed: the same corpus and the same settings give the same `plan_key`, whoever
+plans, so killed and repeated runs find their own work. Every `auto` of the spec is resolved here. Planning reads a sample
+to learn the corpus' bytes per token, and each file once to find line ends (plain) or row counts (compressed); memory stays
+bounded by a block.
+
+Shards hold whole rows, about `shard_tokens` tokens each. A file that can only be streamed and is larger than a shard gets
+shards of its own, which one worker fills in one pass.
+"""
+
+import base64
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from pydantic import Field
+
+from curator import storage
+from curator.corpora.rows import explain_missing_text
+from curator.data import BadRow, Corpus, Document, Extent, ModelIdentity, SourceFile, StrictModel
+from curator.errors import CorpusError, OutputError, ScorerError, SpecError, TokenizerError
+from curator.spec import CurationSpec, differences, digest, stage_keys, stage_sections
+from curator.tokens.tokenizer import Tokenizer, load_tokenizer
+
+PLAN = "plan.json"
+SCHEMA_VERSION = 1
+_SAMPLE_FILES = 8
+_SAMPLE_BYTES_PER_FILE = 1 << 18
+_SAMPLE_ROWS_PER_FILE = 200
+_ANY_STOP = 1 << 62
+
+
+class ShardRef(StrictModel):
+    """One shard: the parts of source files that it holds, in order."""
+
+    number: int
+    extents: tuple[Extent, ...]
+    tokens: int = Field(description="estimate from the planning sample")
+    stream: int | None = Field(default=None, description="source that is read in one pass with its other shards")
+
+
+class TokenizerIdentity(StrictModel):
+    """The dataset's tokenizer, resolved."""
+
+    source: str
+    revision: str | None
+    fingerprint: str
+    bos_id: int | None
+    eos_id: int | None = Field(description="appended to each document; null when tokens.eos is off")
+
+
+class Plan(StrictModel):
+    """What a run will do, frozen before it starts."""
+
+    schema_version: int = SCHEMA_VERSION
+    plan_key: str
+    spec: dict[str, Any]
+    sources: tuple[SourceFile, ...]
+    shards: tuple[ShardRef, ...]
+    damage: tuple[BadRow, ...] = Field(description="parts of files that cannot be read, found while planning")
+    carried: str = Field(description="Arrow schema of corpus.columns, serialised, base64")
+    tokenizer: TokenizerIdentity
+    models: dict[str, ModelIdentity]
+    bytes_per_token: float
+    text_bytes: int = Field(description="estimate")
+
+    def carried_schema(self) -> pa.Schema:
+        """Arrow types of the carried corpus columns."""
+        return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(self.carried)))
+
+    @property
+    def tokens(self) -> int:
+        """Estimate of all tokens."""
+        return sum(shard.tokens for shard in self.shards)
+
+    @property
+    def tokens_key(self) -> str:
+        """Digest that names the folder of this tokenizer's tokens."""
+        identity = self.tokenizer
+        return digest([identity.fingerprint, identity.bos_id, identity.eos_id])
+
+    def scores_key(self, name: str) -> str:
+        """Digest that names the folder of one model's scores: the model, how it is run, and the tokens it sees."""
+        config = self.spec["models"][name]
+        how = {key: config.get(key) for key in ("left_context", "features", "engine_args")}
+        return digest([self.models[name].model_dump(mode="json", exclude={"id", "parameters"}), how, self.tokens_key])
+
+    def passes(self) -> list[tuple[ShardRef, ...]]:
+        """Shards grouped into tokenisation tasks: one each, but all shards of a streamed file together."""
+        groups = itertools.groupby(self.shards, key=lambda s: (s.number, None) if s.stream is None else (-1, s.stream))
+        return [tuple(group) for _, group in groups]
+
+
+# ------------------------------------------------------------------------------------------------ making a plan
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The first documents of some of the files, for estimates and previews."""
+
+    documents: list[Document]
+    bytes_per_token: float
+
+
+def make_plan(spec: CurationSpec) -> Plan:
+    """Plan a job.
+
+    Raises:
+        SpecError: something that the spec names cannot be used; the message starts with the path into the spec.
+        StorageError: a file cannot be read.
+    """
+    corpus = spec.corpus
+    with _path("corpus"):
+        sources = list_sources(spec)
+    tokenizer, identity, models = resolve_models(spec)
+    with _path("corpus"):
+        sample = read_sample(corpus, sources, tokenizer)
+        carried = corpus.columns_schema(sources)
+    target_bytes = max(int(spec.shard_tokens * sample.bytes_per_token), 1)
+    shards, damage = _cut_shards(corpus, sources, target_bytes, sample.bytes_per_token)
+    if not shards and not damage:
+        raise SpecError(f"corpus.uri: the {len(sources)} files have no rows; check the glob")
+    encoded = base64.b64encode(carried.serialize().to_pybytes()).decode()
+    frozen = [spec.model_dump(mode="json")["corpus"], encoded, sources, shards]
+    return Plan(
+        plan_key=digest([_plain(part) for part in frozen]),
+        spec=spec.model_dump(mode="json"),
+        sources=tuple(sources),
+        shards=tuple(shards),
+        damage=tuple(damage),
+        carried=encoded,
+        tokenizer=identity,
+        models=models,
+        bytes_per_token=sample.bytes_per_token,
+        text_bytes=sum(extent.size_bytes for shard in shards for extent in shard.extents),
+    )
+
+
+def _plain(value: Any) -> Any:
+    return [part.model_dump(mode="json") for part in value] if isinstance(value, list) else value
+
+
+def list_sources(spec: CurationSpec) -> list[SourceFile]:
+    """The corpus' files; raises CorpusError when they are out of a worker's reach."""
+    sources = spec.corpus.list_sources()
+    for uri in [source.uri for source in sources] + [spec.output.uri, spec.work_root]:
+        if not storage.shared_with_workers(uri):
+            raise CorpusError(f"{uri!r} lives in one process and workers cannot read it; use a file or an object store")
+    return sources
+
+
+def resolve_models(spec: CurationSpec) -> tuple[Tokenizer, TokenizerIdentity, dict[str, ModelIdentity]]:
+    """Identify every model and check that all of them share the dataset's tokenizer."""
+    models: dict[str, ModelIdentity] = {}
+    for name, config in spec.models.items():
+        with _path(f"models.{name}"):
+            models[name] = config.identify()
+    tokenizer, identity = _dataset_tokenizer(spec)
+    for name, config in spec.models.items():
+        if name == spec.tokenizer_model():
+            continue
+        with _path(f"models.{name}"):
+            theirs = load_tokenizer(config.tokenizer_source(), config.revision, spec.tokens)
+        if theirs.fingerprint != tokenizer.fingerprint:
+            raise SpecError(
+                f"models.{name}: its tokenizer has fingerprint {theirs.fingerprint}, the dataset's "
+                f"({identity.source}) has {identity.fingerprint}; scores of another tokenizer cannot be aligned, "
+                "use models with the same tokenizer"
+            )
+    return tokenizer, identity, models
+
+
+def _dataset_tokenizer(spec: CurationSpec) -> tuple[Tokenizer, TokenizerIdentity]:
+    name = spec.tokenizer_model()
+    if name is None:
+        path, source, revision = "tokens.tokenizer", spec.tokens.tokenizer or "", None
+    else:
+        config = spec.models[name]
+        path, source, revision = f"models.{name}", config.tokenizer_source(), config.revision
+    with _path(path):
+        tokenizer = load_tokenizer(source, revision, spec.tokens)
+    return tokenizer, TokenizerIdentity(
+        source=storage.absolute(source) if storage.exists(storage.absolute(source)) else source,
+        revision=revision,
+        fingerprint=tokenizer.fingerprint,
+        bos_id=tokenizer.bos_id,
+        eos_id=tokenizer.eos_id if spec.tokens.eos else None,
+    )
+
+
+class _path:  # noqa: N801 - reads as a keyword: `with _path("models.base"):`
+    """Turn an error about something that the spec names into a SpecError with the path to it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, (CorpusError, ScorerError, TokenizerError)):
+            raise SpecError(f"{self.path}: {error}") from error
+
+
+def read_sample(corpus: Corpus, sources: Sequence[SourceFile], tokenizer: Tokenizer) -> Sample:
+    """Read the beginning of up to eight files, spread over the corpus, and measure its bytes per token."""
+    step = max(len(sources) / _SAMPLE_FILES, 1)
+    chosen = [sources[int(i * step)] for i in range(min(len(sources), _SAMPLE_FILES))]
+    rows = [row for source in chosen for row in _first_rows(corpus, source)]
+    documents = [row for row in rows if isinstance(row, Document)]
+    if rows and not documents:
+        raise CorpusError(f"{explain_missing_text([row for row in rows if isinstance(row, BadRow)])}")
+    encoded = [(d, e) for d, e in zip(documents, tokenizer.encode([d.text for d in documents]), strict=True)]
+    text_bytes = sum(len(d.text.encode()) for d, e in encoded if not isinstance(e, str))
+    tokens = sum(len(e.input_ids) for _, e in encoded if not isinstance(e, str))
+    return Sample(documents, text_bytes / tokens if tokens else 4.0)
+
+
+def _first_rows(corpus: Corpus, source: SourceFile) -> Iterator[Document | BadRow]:
+    whole = Extent(source=0, start=0, stop=_ANY_STOP, first_row=0, size_bytes=source.size_bytes)
+    seen_bytes = 0
+    for _, row in itertools.islice(corpus.read(source, [whole]), _SAMPLE_ROWS_PER_FILE):
+        yield row
+        seen_bytes += len(row.text) if isinstance(row, Document) else 0
+        if seen_bytes >= _SAMPLE_BYTES_PER_FILE:
+            return
+
+
+def _cut_shards(
+    corpus: Corpus, sources: Sequence[SourceFile], target_bytes: int, bytes_per_token: float
+) -> tuple[list[ShardRef], list[BadRow]]:
+    """Pack the extents of all files into shards of about `target_bytes`, in order."""
+    shards: list[ShardRef] = []
+    damage: list[BadRow] = []
+    waiting: list[Extent] = []
+
+    def close(stream: int | None = None) -> None:
+        if waiting:
+            tokens = round(sum(extent.size_bytes for extent in waiting) / bytes_per_token)
+            shards.append(ShardRef(number=len(shards), extents=tuple(waiting), tokens=tokens, stream=stream))
+            waiting.clear()
+
+    for index, source in enumerate(sources):
+        split = corpus.split(source, target_bytes)
+        damage += split.damage
+        alone = split.streamed and len(split.extents) > 1
+        if alone:
+            close()
+        for extent in split.extents:
+            waiting.append(extent.model_copy(update={"source": index}))
+            if alone or sum(e.size_bytes for e in waiting) >= target_bytes:
+                close(index if alone else None)
+    close()
+    return shards, damage
+
+
+# ------------------------------------------------------------------------------------------------ keeping a plan
+
+
+def open_plan(spec: CurationSpec) -> Plan:
+    """The plan of this output: the frozen one if there is one and it fits the spec, else a new one, frozen now.
+
+    Raises:
+        OutputError: the output belongs to another spec; the message names every field that differs.
+        CorpusError: a source changed since the plan was frozen.
+    """
+    frozen = read_plan(spec.output_root)
+    if frozen is None:
+        plan = make_plan(spec)
+        if storage.write_once(spec.output_root, PLAN, plan.model_dump_json(indent=1).encode()):
+            return plan
+        frozen = read_plan(spec.output_root)  # another run froze its plan in the meantime
+        assert frozen is not None
+    check_same_spec(frozen, spec)
+    _check_sources(frozen, list_sources(spec))
+    return frozen
+
+
+def read_plan(directory: str) -> Plan | None:
+    """The frozen plan of a dataset's folder, or None."""
+    uri = storage.join(directory, PLAN)
+    if not storage.exists(uri):
+        return None
+    plan = Plan.model_validate_json(storage.read_bytes(uri))
+    if plan.schema_version != SCHEMA_VERSION:
+        raise OutputError(f"{uri!r} has schema version {plan.schema_version}; this curator reads {SCHEMA_VERSION}")
+    return plan
+
+
+def check_same_spec(plan: Plan, spec: CurationSpec) -> None:
+    """Raise OutputError if the output was planned for other content, naming the fields and the way on."""
+    old = CurationSpec.model_validate(plan.spec)
+    if stage_keys(old) == stage_keys(spec):
+        return
+    changed = differences(stage_sections(old), stage_sections(spec))
+    listing = "".join(f"\n  {line}" for line in changed)
+    if all(line.startswith(("policy.", "policy:")) for line in changed):
+        raise OutputError(
+            f"{spec.output.uri!r} was made with another policy:{listing}\nstored scores serve any policy; run\n"
+            f"  curator select {spec.output.uri} --policy POLICY.yaml --output NEW_DIRECTORY"
+        )
+    raise OutputError(
+        f"{spec.output.uri!r} belongs to another spec:{listing}\nchoose another output.uri, or restore these"
+    )
+
+
+def _check_sources(plan: Plan, sources: Sequence[SourceFile]) -> None:
+    planned = {source.path: source for source in plan.sources}
+    now = {source.path: source for source in sources}
+    for path in sorted(planned.keys() | now.keys()):
+        if path not in now:
+            raise CorpusError(f"corpus: {path!r} was planned and is gone; restore it, or choose another output.uri")
+        if path not in planned:
+            raise CorpusError(f"corpus: {path!r} is new since the plan was frozen; choose another output.uri")
+        if planned[path] != now[path]:
+            raise CorpusError(f"corpus: {path!r} changed since the plan was frozen; choose another output.uri")
