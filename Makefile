@@ -44,7 +44,7 @@ bench: setup ## Measure speed, memory and size; figures go to benchmarks/results
 	for name in scoring selection storage_size memory; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 lock: setup ## Write requirements.lock from what .venv holds
-	$(BIN)/pip freeze --exclude-editable | sed -E 's/^(torch==[^+]*)\+.*/\1/' > requirements.lock
+	$(BIN)/pip freeze --all --exclude-editable | grep -v "^pip==" | sed -E 's/^(torch==[^+]*)\+.*/\1/' > requirements.lock
 
 clean: ## Remove what the targets above made
 	rm -rf $(VENV) $(DEMO) build *.egg-info

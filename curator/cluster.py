@@ -11,7 +11,6 @@ dies is restarted by Ray. Errors that no retry can mend (a full disk, a bad toke
 import os
 import platform
 import threading
-import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -174,7 +173,7 @@ class Pool:
         tasks: Sequence[Task],
         *,
         reporter: Reporter,
-        tokens_of: Callable[[Task], int],
+        tokens_of: Callable[[Result], int],
         on_result: Callable[[Result], None],
     ) -> list[ShardFailure[Task]]:
         """Run a stage over all tasks, in any order; results arrive as they are ready.
@@ -183,7 +182,7 @@ class Pool:
             stage: what to run; pickled to every actor.
             tasks: picklable and comparable; one is the unit of retry.
             reporter: hears of tokens and shards done.
-            tokens_of: estimate of a task's tokens, for progress.
+            tokens_of: a result's tokens, for progress.
             on_result: called in the driver for every finished task.
 
         Returns:
@@ -212,7 +211,7 @@ class _Run(Generic[Task, Result]):
         stage: Stage[Task, Result],
         tasks: Sequence[Task],
         reporter: Reporter,
-        tokens_of: Callable[[Task], int],
+        tokens_of: Callable[[Result], int],
         on_result: Callable[[Result], None],
     ) -> None:
         self.generation, self.retries, self.stage = generation, retries, stage
@@ -265,7 +264,7 @@ class _Run(Generic[Task, Result]):
             outcome = Failure(died, "")
         if not isinstance(outcome, Failure):
             self.tasks_done += 1
-            self.tokens_done += self.tokens_of(task)
+            self.tokens_done += self.tokens_of(outcome)
             self.on_result(outcome)
         elif not outcome.error.retryable or (outcome.opening and not self.tasks_done):
             raise outcome.error
@@ -354,11 +353,5 @@ def raise_failures(stage: str, failures: Sequence[ShardFailure[Any]], describe: 
 
 
 def worker_name() -> str:
-    """Host and process, for receipts."""
+    """Host and process, for messages."""
     return f"{platform.node()}:{os.getpid()}"
-
-
-def timer() -> Callable[[], float]:
-    """Seconds since the call."""
-    started_s = time.monotonic()
-    return lambda: round(time.monotonic() - started_s, 3)

@@ -51,6 +51,10 @@ class SourceFile(StrictModel):
     fingerprint: str = Field(description="ETag, or modification time, or the data set's own fingerprint")
 
 
+UNTIL_END = 1 << 62
+"""`stop` of an extent that reaches to the end of its file, whatever its unit: for samples."""
+
+
 class Extent(StrictModel):
     """A contiguous part of one source file, in the unit of its reader (bytes, rows, row groups)."""
 
@@ -129,7 +133,11 @@ class ModelConfig(StrictModel):
     model: str = Field(description="hub name, directory or .gguf file")
     revision: str | None = Field(default=None, description="hub revision; null = the default branch")
     context: int | None = Field(default=None, ge=2, description="window in tokens; null = min(the model's own, 8192)")
-    left_context: int = Field(default=512, ge=1, description="context that every token of a long document keeps")
+    left_context: int = Field(
+        default=512,
+        ge=1,
+        description="tokens of context that every token of a long document keeps; unless set, at most half the window",
+    )
     features: tuple[Feature, ...] = Field(default=(), description="what to store besides the log-prob: entropy, rank")
     gpus: float = Field(default=0, ge=0, description="GPUs per worker; a fraction shares one")
 
@@ -144,6 +152,7 @@ class ModelIdentity(StrictModel):
     engine_version: str
     dtype: str
     context: int = Field(description="window in tokens, resolved")
+    left_context: int = Field(default=1, description="context of later windows in tokens, resolved by the plan")
     parameters: int | None = Field(default=None, description="number of parameters where cheap to know; for estimates")
 
 

@@ -6,6 +6,11 @@ finished dataset trust the manifest alone, which is created once, after the last
 """
 
 import json
+import os
+import platform
+import resource
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +37,7 @@ class Receipt(StrictModel):
     tokens: int
     seconds: float = Field(description="wall time of the shard in its worker")
     worker: str = Field(description="host and process that made it")
+    peak_memory_bytes: int = Field(description="largest resident size of that process so far")
     adopted: bool = Field(default=False, description="the file was found, left by a killed run, and re-verified")
 
 
@@ -57,6 +63,22 @@ class CuratedReceipt(Receipt):
 
 
 AnyReceipt = TypeVar("AnyReceipt", bound=Receipt)
+
+
+def start_receipt() -> Callable[[], dict[str, Any]]:
+    """Begin to measure a shard; the result, called when the shard is complete, gives the fields that a worker knows."""
+    started_s = time.monotonic()
+
+    def measure() -> dict[str, Any]:
+        return {
+            "sha256": "",
+            "bytes": 0,
+            "seconds": round(time.monotonic() - started_s, 3),
+            "worker": f"{platform.node()}:{os.getpid()}",
+            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }
+
+    return measure
 
 
 class ShardFolder(StrictModel):

@@ -14,7 +14,7 @@ from curator import cluster, storage
 from curator.cluster import ShardFailure, open_pool, raise_failures
 from curator.errors import OutputError, ShardError
 from curator.job import CALIBRATION, Calibration, Job
-from curator.manifest import MANIFEST, LostShard, Manifest, ShardFolder, read_manifest
+from curator.manifest import MANIFEST, LostShard, Manifest, ShardFolder, TokenReceipt, read_manifest
 from curator.plan import PLAN, Plan, ShardRef, check_same_spec, open_plan, read_plan
 from curator.progress import Reporter, Silent
 from curator.publish import publish_dataset
@@ -101,7 +101,7 @@ def tokenize(job: Job) -> list[LostShard]:
     stage = TokenizeStage(job.tokens, job.spec, job.plan)
     with open_pool(job.workers(), len(tasks), job.spec.run.retries) as pool:
         job.reporter.start("tokenize", len(tasks), sum(_tokens(task) for task in tasks))
-        failures = pool.map(stage, tasks, reporter=job.reporter, tokens_of=_tokens, on_result=lambda _: None)
+        failures = pool.map(stage, tasks, reporter=job.reporter, tokens_of=_written, on_result=_forget)
         job.reporter.finish()
     return _accept(job, "tokenize", failures)
 
@@ -120,7 +120,7 @@ def score(job: Job, name: str, lost: Sequence[LostShard]) -> list[LostShard]:
     with open_pool(job.workers(config.gpus), len(tasks), job.spec.run.retries) as pool:
         job.reporter.start(f"score {name}", len(tasks), sum(_tokens((task,)) for task in tasks))
         failures = pool.map(
-            stage, tasks, reporter=job.reporter, tokens_of=lambda task: task.tokens, on_result=lambda _: None
+            stage, tasks, reporter=job.reporter, tokens_of=lambda receipt: receipt.tokens, on_result=_forget
         )
         job.reporter.finish()
     return _accept(job, f"score {name}", failures)
@@ -147,7 +147,7 @@ def select_shards(job: Job, calibration: Calibration) -> None:
     with open_pool(job.workers(), len(tasks), job.spec.run.retries) as pool:
         job.reporter.start("select", len(tasks), sum(_tokens((task,)) for task in tasks))
         failures = pool.map(
-            stage, tasks, reporter=job.reporter, tokens_of=lambda task: task.tokens, on_result=lambda _: None
+            stage, tasks, reporter=job.reporter, tokens_of=lambda receipt: receipt.tokens, on_result=_forget
         )
         job.reporter.finish()
     raise_failures("select", failures, _describe)
@@ -177,6 +177,14 @@ def _describe(task: Any) -> str:
 
 def _tokens(task: tuple[ShardRef, ...]) -> int:
     return sum(shard.tokens for shard in task)
+
+
+def _written(receipts: list[TokenReceipt]) -> int:
+    return sum(receipt.tokens for receipt in receipts)
+
+
+def _forget(result: Any) -> None:
+    """What a stage published is read back from its receipts, so that a resumed run sees the same."""
 
 
 # ------------------------------------------------------------------------------------------------ selecting again

@@ -20,10 +20,11 @@ from pydantic import Field
 
 from curator import storage
 from curator.corpora.rows import explain_missing_text
-from curator.data import BadRow, Corpus, Document, Extent, ModelIdentity, SourceFile, StrictModel
+from curator.data import BadRow, Corpus, Document, Extent, ModelConfig, ModelIdentity, SourceFile, StrictModel
 from curator.errors import CorpusError, OutputError, ScorerError, SpecError, TokenizerError
 from curator.spec import CurationSpec, differences, digest, stage_keys, stage_sections
 from curator.tokens.tokenizer import Tokenizer, load_tokenizer
+from curator.tokens.windows import plan_windows
 
 PLAN = "plan.json"
 SCHEMA_VERSION = 1
@@ -85,7 +86,7 @@ class Plan(StrictModel):
     def scores_key(self, name: str) -> str:
         """Digest that names the folder of one model's scores: the model, how it is run, and the tokens it sees."""
         config = self.spec["models"][name]
-        how = {key: config.get(key) for key in ("left_context", "features", "engine_args")}
+        how = {key: config.get(key) for key in ("features", "engine_args")}
         return digest([self.models[name].model_dump(mode="json", exclude={"id", "parameters"}), how, self.tokens_key])
 
     def passes(self) -> list[tuple[ShardRef, ...]]:
@@ -160,6 +161,9 @@ def resolve_models(spec: CurationSpec) -> tuple[Tokenizer, TokenizerIdentity, di
             models[name] = config.identify()
     tokenizer, identity = _dataset_tokenizer(spec)
     for name, config in spec.models.items():
+        left_context = _left_context(name, config, models[name].context, tokenizer.bos_id is not None)
+        models[name] = models[name].model_copy(update={"left_context": left_context})
+    for name, config in spec.models.items():
         if name == spec.tokenizer_model():
             continue
         with _path(f"models.{name}"):
@@ -171,6 +175,18 @@ def resolve_models(spec: CurationSpec) -> tuple[Tokenizer, TokenizerIdentity, di
                 "use models with the same tokenizer"
             )
     return tokenizer, identity, models
+
+
+def _left_context(name: str, config: ModelConfig, context: int, has_bos: bool) -> int:
+    """The left context as set, else the default, which gives way to a small window."""
+    chosen = (
+        config.left_context if "left_context" in config.model_fields_set else min(config.left_context, context // 2)
+    )
+    try:
+        plan_windows(1, context, chosen, has_bos)
+    except SpecError as error:
+        raise SpecError(f"models.{name}.{error}") from error
+    return chosen
 
 
 def _dataset_tokenizer(spec: CurationSpec) -> tuple[Tokenizer, TokenizerIdentity]:
@@ -187,7 +203,7 @@ def _dataset_tokenizer(spec: CurationSpec) -> tuple[Tokenizer, TokenizerIdentity
         revision=revision,
         fingerprint=tokenizer.fingerprint,
         bos_id=tokenizer.bos_id,
-        eos_id=tokenizer.eos_id if spec.tokens.eos else None,
+        eos_id=tokenizer.eos_id if tokenizer.appends_eos else None,
     )
 
 

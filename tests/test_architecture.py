@@ -97,7 +97,7 @@ def test_the_ground_floor_knows_nothing_of_the_upper_ones(low: str, high: str) -
 
 
 def test_importing_curator_loads_nothing_heavy() -> None:
-    code = "import sys, curator, curator.spec; print([m for m in %r if m in sys.modules])" % (HEAVY,)
+    code = f"import sys, curator, curator.spec; print([m for m in {HEAVY!r} if m in sys.modules])"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "[]"
 

@@ -8,6 +8,7 @@ Trouble of the storage is no damage: it raises StorageError, and the shard can b
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import zstandard
@@ -20,7 +21,7 @@ Compression = Literal["plain", "gzip", "zstd"]
 
 BLOCK_BYTES = 1 << 20
 _GZIP_INPUT_BYTES = 1 << 18
-_ZSTD_INPUT_BYTES = 2048  # one block of 128 KiB can come from 4 bytes, and zstandard offers no bound on a call's output
+_ZSTD_INPUT_BYTES = 512  # one block of 128 KiB can come from 4 bytes, and zstandard offers no bound on a call's output
 _ZSTD_LARGEST_WINDOW = 1 << 31  # what `zstd --long=31` needs; much of the published web text is packed so
 
 _GZIP_MAGIC = b"\x1f\x8b\x08"
@@ -35,8 +36,8 @@ _REFUSED = {
 }
 
 
-class Damage(Exception):  # noqa: N818 - a fact about a file that its reader records, not an error of ours
-    """The rest of a file cannot be read."""
+class Damage(Exception):
+    """The rest of a file cannot be read: a fact that its reader records, not an error of ours."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(reason, detail)
@@ -49,7 +50,7 @@ def detect_compression(uri: str) -> Compression:
     Raises:
         CorpusError: the file is of a kind that cannot be read as lines; the message says what to do.
     """
-    with storage.open_read(uri) as file, _reading(uri):
+    with storage.open_read(uri) as file, reading(uri):
         head = file.read(512)
     if head.startswith(_GZIP_MAGIC):
         return "gzip"
@@ -71,18 +72,15 @@ def _hint_of_name(uri: str, head: bytes) -> Compression:
     return hint if magic.startswith(head) or _CONTROL.search(head) else "plain"
 
 
-class _reading:  # noqa: N801 - reads as a keyword: `with _reading(uri):`
+@contextmanager
+def reading(uri: str) -> Iterator[None]:
     """Name the file in an OSError of its storage."""
-
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError) and not isinstance(error, StorageError):
-            raise StorageError(f"cannot read {self.uri!r}: {error or type(error).__name__}") from error
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(f"cannot read {uri!r}: {error or type(error).__name__}") from error
 
 
 def plain_blocks(uri: str, start: int = 0, stop: int | None = None, size: int = BLOCK_BYTES) -> Iterator[bytes]:
@@ -101,10 +99,10 @@ def plain_blocks(uri: str, start: int = 0, stop: int | None = None, size: int = 
         StorageError: the file cannot be read.
     """
     with storage.open_read(uri) as file:
-        with _reading(uri):
+        with reading(uri):
             file.seek(start)
         while stop is None or start < stop:
-            with _reading(uri):
+            with reading(uri):
                 block = file.read(size if stop is None else min(size, stop - start))
             if not block:
                 return

@@ -16,7 +16,7 @@ from curator.errors import CorpusError
 SAMPLE_ROWS = 1_000
 """Rows from which types are inferred."""
 
-_ARROW_REFUSES = (pa.ArrowException, ValueError, TypeError, OverflowError)
+_ARROW_REFUSES = (pa.ArrowException, ValueError, TypeError, OverflowError, RecursionError)
 
 
 def infer_schema(names: Sequence[str], records: Iterable[Mapping[str, Any]]) -> pa.Schema:

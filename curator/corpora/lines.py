@@ -1,8 +1,9 @@
 r"""Lines of text files: cutting a file into extents of whole lines, and reading them back.
 
 A line ends with `\n` and nowhere else: U+2028, `\r` or a form feed are text. Row numbers count every line of the file,
-blank ones too; what follows the last `\n` is a row if it is not empty. Lines longer than a limit are passed over without
-being held in memory. Extents of a plain file are byte ranges, those of a compressed file row ranges (`streamed`).
+blank ones too; what follows the last `\n` is a row if it is not empty. Lines longer than a limit are passed over
+without being held in memory. Extents of a plain file are byte ranges, those of a compressed file row ranges
+(`streamed`).
 
 Invariant: the extents of `split_lines`, read by `read_lines` in any grouping, give every complete line exactly once.
 """

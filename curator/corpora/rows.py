@@ -10,17 +10,14 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
-from pydantic import Field, field_validator
 
-from curator.data import BadRow, Document, StrictModel
-
-RESERVED_COLUMNS = frozenset({"doc_id", "source", "text", "input_ids", "token_bytes", "labels", "token_weights"})
-RESERVED_PREFIX = "logprobs_"
+from curator.corpora.fields import RowFields
+from curator.data import BadRow, Document
 
 Reason = Literal[
     "invalid_utf8",
@@ -39,37 +36,8 @@ Reason = Literal[
 
 _KEYS_SHOWN = 20
 _KEY_CHARACTERS = 40
-_ARROW_REFUSES = (pa.ArrowException, ValueError, TypeError, OverflowError)
+_ARROW_REFUSES = (pa.ArrowException, ValueError, TypeError, OverflowError, RecursionError)
 _RAW_SURROGATE = re.compile(rb"\xed[\xa0-\xbf]")
-
-
-class RowFields(StrictModel):
-    """Which field of a row holds what: the part of a config that all formats with named fields share."""
-
-    text_field: str = Field(default="text", min_length=1, description="field that holds the text")
-    source_field: str | None = Field(default="source", description="field that names the row's source; null = none")
-    id_field: str | None = Field(default=None, description="field that holds the id; null = `<relative path>:<row>`")
-    columns: tuple[str, ...] = Field(default=(), description="fields carried to curated/ unchanged")
-    max_row_bytes: int = Field(default=256_000_000, ge=1, description="longer rows are quarantined")
-
-    @field_validator("columns")
-    @classmethod
-    def _check_columns(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
-        taken = [name for name in columns if name in RESERVED_COLUMNS or name.startswith(RESERVED_PREFIX)]
-        if taken:
-            raise ValueError(
-                f"{taken} cannot be carried: curated/ has columns of its own with these names; leave them out "
-                "(text, source and id are written anyway) or rename them in the corpus"
-            )
-        twice = sorted(name for name, count in Counter(columns).items() if count > 1)
-        if twice:
-            raise ValueError(f"{twice} are listed twice; list each column once")
-        return columns
-
-    def needed(self) -> tuple[str, ...]:
-        """The fields that are read, each once."""
-        special = [name for name in (self.text_field, self.source_field, self.id_field) if name is not None]
-        return tuple(dict.fromkeys([*special, *self.columns]))
 
 
 class Place(NamedTuple):
@@ -126,43 +94,52 @@ def decode_utf8(raw: bytes, place: Place) -> str | BadRow:
         return place.bad(reason, f"byte 0x{raw[error.start]:02x} at byte {error.start} of the row", skip=error.start)
 
 
-def to_document(record: Mapping[str, Any], fields: RowFields, place: Place) -> Document | BadRow:
+def to_document(
+    record: Mapping[str, Any], fields: RowFields, place: Place, keys: Collection[str] | None = None
+) -> Document | BadRow:
     """Judge one record.
 
     Args:
         record: field name to value, as plain Python objects.
         fields: which field holds what.
         place: where the record is; `place.row` is a number.
+        keys: all keys that the row could have, where `record` holds only those needed.
 
     Returns:
         The document, with `columns` unchanged and None for those the record lacks; or the bad row.
     """
     text = record.get(fields.text_field)
-    bad = _judge_text(text, record, fields, place)
+    bad = _judge_text(text, record if keys is None else keys, fields, place)
     if bad is not None:
         return bad
-    names = {}
-    for role, field in (("source", fields.source_field), ("id", fields.id_field)):
-        value = None if field is None else record.get(field)
-        name = value if value is None or isinstance(value, Unreadable) else _as_name(value)
-        bad = _judge_string(name, f"the {role} field {field!r}", place)
-        if bad is not None:
-            return bad
-        names[role] = name
+    doc_id = _read_name(record, fields.id_field, "id", place)
+    source = _read_name(record, fields.source_field, "source", place)
+    if isinstance(doc_id, BadRow):
+        return doc_id
+    if isinstance(source, BadRow):
+        return source
     return Document(
         file=place.file,
         row=place.row or 0,
-        doc_id=f"{place.file}:{place.row}" if names["id"] is None else names["id"],
-        source=names["source"] or "",
+        doc_id=f"{place.file}:{place.row}" if doc_id is None else doc_id,
+        source=source or "",
         text=str(text),
         columns={name: record.get(name) for name in fields.columns},
     )
 
 
-def _judge_text(text: Any, record: Mapping[str, Any], fields: RowFields, place: Place) -> BadRow | None:
+def _read_name(record: Mapping[str, Any], field: str | None, role: str, place: Place) -> str | BadRow | None:
+    """A source or id as a string; None where the record has none."""
+    value = None if field is None else record.get(field)
+    name = value if value is None or isinstance(value, Unreadable) else _as_name(value)
+    bad = _judge_string(name, f"the {role} field {field!r}", place)
+    return bad if bad is not None or isinstance(name, Unreadable) else name
+
+
+def _judge_text(text: Any, keys: Collection[str], fields: RowFields, place: Place) -> BadRow | None:
     if text is None:
-        what = f"{fields.text_field!r} is null" if fields.text_field in record else f"no field {fields.text_field!r}"
-        return place.bad("missing_text", printable(f"{what}; available keys: {list_keys(record)}"))
+        what = f"{fields.text_field!r} is null" if fields.text_field in keys else f"no field {fields.text_field!r}"
+        return place.bad("missing_text", printable(f"{what}; available keys: {list_keys(keys)}"))
     bad = _judge_string(text, f"the text field {fields.text_field!r}", place)
     if bad is not None:
         return bad
@@ -190,7 +167,7 @@ def _judge_string(value: Any, what: str, place: Place) -> BadRow | None:
 
 
 def _as_name(value: Any) -> str:
-    """A source or id as a string; other JSON values as their JSON."""
+    """Numbers, booleans, lists and objects as their JSON, bytes in hexadecimal."""
     if isinstance(value, str):
         return value
     if isinstance(value, bytes):
@@ -221,12 +198,12 @@ def fit_columns(document: Document, schema: pa.Schema) -> Document | BadRow:
         if isinstance(value, Unreadable):
             return place.bad("column_type", printable(f"{field.name!r}: {value.detail}"))
         try:
-            back = pa.array([value], type=field.type)[0].as_py()
+            fits = _same(value, pa.array([value], type=field.type)[0].as_py())
         except UnicodeEncodeError:
             return place.bad("lone_surrogate", printable(f"in the column {field.name!r}"))
         except _ARROW_REFUSES:
-            back = None
-        if not _same(value, back):
+            fits = False
+        if not fits:
             seen = type(value).__name__
             return place.bad("column_type", printable(f"{field.name!r} is {field.type}; this {seen} does not fit"))
     return document

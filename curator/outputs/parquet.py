@@ -1,4 +1,4 @@
-"""Parquet: weights joined to the text, in files that `datasets.load_dataset("parquet", ...)` reads with no code of ours.
+"""Parquet: weights joined to the text, in files that `datasets` and other readers open with no code of ours.
 
 Invariant: in every row, `labels` is `input_ids` with -100 exactly where the weight is 0.
 """
@@ -32,7 +32,7 @@ class ParquetOutput(StrictModel):
             raise ValueError(f"{twice} named more than once; name each column once")
         return columns
 
-    def schema(self, carried: pa.Schema, models: Sequence[str]) -> pa.Schema:
+    def table_schema(self, carried: pa.Schema, models: Sequence[str]) -> pa.Schema:
         """Columns of a published file; raises OutputError naming a column that this data set cannot have."""
         return curated_schema(carried, models, self.columns)
 
@@ -47,7 +47,7 @@ def build_rows(
     """Join weights and log-probs to rows of a tokens file.
 
     Args:
-        schema: the published columns, from `ParquetOutput.schema`.
+        schema: the published columns, from `ParquetOutput.table_schema`.
         tokens: rows of a tokens file.
         logprobs: by model, the same rows' column `logprobs` of its score file.
         weights_T: weights of the rows' tokens laid end to end, shape (T,), before normalisation.

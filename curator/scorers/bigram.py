@@ -55,7 +55,7 @@ class BigramModel(ModelConfig):
             revision=self.revision,
             weights_digest=digest_weights([folder / "counts.npz"]),
             engine="bigram",
-            engine_version=_ENGINE_VERSION,
+            engine_version=f"{_ENGINE_VERSION}-{'unigram' if self.model == 'unigram' else 'bigram'}",
             dtype="float32",
             context=self.context or _CONTEXT,
             parameters=int(counts["count"].size + counts["unigram"].size),

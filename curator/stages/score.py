@@ -11,10 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from curator import storage, tables
-from curator.cluster import timer, worker_name
 from curator.data import Feature, IntArray, ModelIdentity, Scorer, TokenScores
 from curator.errors import ScorerError
-from curator.manifest import ScoreReceipt, ShardFolder, publish_shard
+from curator.manifest import ScoreReceipt, ShardFolder, publish_shard, start_receipt
 from curator.plan import ShardRef
 from curator.scorers import ScorerConfig
 from curator.tokens.windows import cut_windows, stitch
@@ -54,17 +53,16 @@ class ScoreStage:
     def run(self, task: ShardRef, inputs: TokenRows, on_tokens: Callable[[int], None]) -> ScoreReceipt:
         """Score every token once and publish the score shard."""
         engine: Scorer = self.__dict__["_engine"]
-        elapsed_s = timer()
+        measure = start_receipt()
         scores = score_documents(
-            engine, split_rows(inputs.ids_T, inputs.offsets), self.identity.context, self.config.left_context,
+            engine, split_rows(inputs.ids_T, inputs.offsets), self.identity.context, self.identity.left_context,
             self.has_bos, on_tokens,
         )  # fmt: skip
         check_scores(scores, self.name, task.number)
         with storage.staged_file(self.folder.root) as staged:
             write_scores(staged, scores, inputs, self.config.features)
             receipt = ScoreReceipt(
-                number=task.number, sha256="", bytes=0, rows=len(scores), tokens=len(inputs.ids_T),
-                seconds=elapsed_s(), worker=worker_name(), notes=engine.notes(),
+                number=task.number, rows=len(scores), tokens=len(inputs.ids_T), notes=engine.notes(), **measure()
             )  # fmt: skip
             return publish_shard(self.folder, staged, receipt)
 

@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 
 from curator import storage, tables
-from curator.cluster import timer, worker_name
+from curator.cluster import worker_name
 from curator.corpora.rows import fit_columns
 from curator.data import BadRow, Corpus, Document, Extent, SourceFile
 from curator.errors import ClusterError, CorpusError
-from curator.manifest import ShardFolder, TokenReceipt, publish_shard
+from curator.manifest import ShardFolder, TokenReceipt, publish_shard, start_receipt
 from curator.plan import Plan, ShardRef
 from curator.spec import CurationSpec
 from curator.tokens.tokenizer import EncodedDocument, Tokenizer, load_tokenizer
@@ -109,7 +109,7 @@ class _ShardWriter:
     ) -> None:
         self.folder, self.shard, self.carried, self.tokenizer = folder, shard, carried, tokenizer
         self.on_tokens = on_tokens
-        self.elapsed_s = timer()
+        self.measure = start_receipt()
         self.bad_rows: list[BadRow] = []
         self.rows = self.tokens = self.text_bytes = 0
         self._batch: list[Document] = []
@@ -176,12 +176,9 @@ class _ShardWriter:
         self._writer.close()
         receipt = TokenReceipt(
             number=self.shard.number,
-            sha256="",
-            bytes=0,
             rows=self.rows,
             tokens=self.tokens,
-            seconds=self.elapsed_s(),
-            worker=worker_name(),
+            **self.measure(),
             text_bytes=self.text_bytes,
             quarantined=tuple(sorted(self.bad_rows, key=lambda bad: (bad.file, bad.row is None, bad.row or 0))),
         )

@@ -24,7 +24,7 @@ Definition = dict[str, Any]
 """A parsed tokenizer.json."""
 
 
-def build_backend(definition: Definition, source: str) -> tokenizers.Tokenizer:
+def build_backend(definition: Mapping[str, Any], source: str) -> tokenizers.Tokenizer:
     """Make the library's tokenizer, set to split special tokens that stand in the text."""
     try:
         backend = tokenizers.Tokenizer.from_str(json.dumps(definition))
@@ -38,16 +38,19 @@ def settle(definition: Definition, special_contents: set[str]) -> Definition:
     """Switch off what depends on the call (truncation, padding, dropout), and mark special tokens as such.
 
     Some files list their EOS as an ordinary added token; text could then forge it.
+
+    Args:
+        definition: as the library writes it.
+        special_contents: tokens that the files name as BOS, EOS and so on.
     """
-    model = definition.get("model") or {}
     added = [
-        {**token, "special": bool(token.get("special")) or token.get("content") in special_contents}
-        for token in definition.get("added_tokens") or []
+        {**token, "special": token["special"] or token["content"] in special_contents}
+        for token in definition["added_tokens"]
     ]
-    settled = {**definition, "truncation": None, "padding": None, "added_tokens": added}
+    model = definition["model"]
     if model.get("dropout") is not None:
-        settled["model"] = {**model, "dropout": None}
-    return settled
+        model = {**model, "dropout": None}
+    return {**definition, "truncation": None, "padding": None, "added_tokens": added, "model": model}
 
 
 def read_vocabulary(definition: Definition) -> dict[str, int]:

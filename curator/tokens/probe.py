@@ -55,7 +55,7 @@ def name_changes(definition: Definition, text: str) -> list[str]:
 
 def _apply(component: Mapping[str, Any], text: str) -> str:
     """Run one part of a normaliser, through a tokenizer that has nothing else."""
-    alone = {
+    alone: dict[str, Any] = {
         **{"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": component},
         **{"pre_tokenizer": None, "post_processor": None, "decoder": None},
         "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"},
@@ -82,6 +82,9 @@ def explain_mismatch(definition: Definition, ids: list[int], surfaces: list[byte
     if unknown_id is not None and unknown_id in ids:
         return "the vocabulary has no token for some of its characters and gives the unknown token"
     joined, raw = b"".join(surfaces), text.encode()
+    missing = sorted(set(raw) - set(joined))
+    if missing and _is_subsequence(joined, raw):
+        return f"the vocabulary has no token for {_list_bytes(missing)}, which the tokenizer drops in silence"
     differing = next((at for at, (a, b) in enumerate(zip(joined, raw, strict=False)) if a != b), None)
     at = min(len(joined), len(raw)) if differing is None else differing
     parts = [str(part["type"]) for part in list_components(definition["pre_tokenizer"])] or ["none"]
@@ -89,3 +92,14 @@ def explain_mismatch(definition: Definition, ids: list[int], surfaces: list[byte
         f"its tokens stand for {len(joined)} bytes and the text has {len(raw)}, first differing at byte {at}: the "
         f"pre-tokeniser ({', '.join(parts)}) or the vocabulary drops or replaces characters"
     )
+
+
+def _is_subsequence(shorter: bytes, longer: bytes) -> bool:
+    """Whether `shorter` is `longer` with bytes left out."""
+    remaining = iter(longer)
+    return all(byte in remaining for byte in shorter)
+
+
+def _list_bytes(values: list[int]) -> str:
+    named = ", ".join(f"0x{value:02X}" for value in values[:4])
+    return f"byte {named}" if len(values) == 1 else f"bytes {named}" + (" and others" if len(values) > 4 else "")

@@ -113,8 +113,10 @@ def _no_fast_tokenizer(source: str, reason: str) -> TokenizerError:
 
 def _gguf_adds_bos(path: Path) -> bool | None:
     """`tokenizer.ggml.add_bos_token`, which `transformers` does not look at."""
-    from gguf import GGUFReader
-
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise TokenizerError(f"reading {str(path)!r} needs gguf: install token-curator[transformers]") from error
     field = GGUFReader(str(path)).fields.get("tokenizer.ggml.add_bos_token")
     return None if field is None else bool(field.contents())
 

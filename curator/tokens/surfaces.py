@@ -155,7 +155,7 @@ def _segment_key(surfaces: Surfaces, item: tuple[int, int]) -> tuple[int, int]:
 
 
 def _lay_segment(surfaces: Surfaces, ids: list[int], text: bytes, start: int, extra_space: bool) -> list[int] | None:
-    lengths = []
+    lengths: list[int] = []
     position = start
     for index in ids:
         surface = surfaces.bytes_V[index]

@@ -9,7 +9,8 @@ says so. Whatever else a post-processor adds ([SEP], a second prefix token, its 
 language models holds text between document boundaries and nothing more. Text never forges a special token.
 
 Invariant: `token_bytes` sums to the length of the UTF-8 text, and the tokens' bytes are that text.
-Cost: beside the tokenizers library's own encoding, about 5% (a join, a comparison and a table look-up).
+Cost: 4 to 10% beside the library's own encoding (a join, a comparison, a table look-up): 3.5 MB/s of a core for a
+byte-level BPE. Linear in the length of a document, also for one character repeated 10 million times.
 """
 
 import json
@@ -37,7 +38,7 @@ from curator.tokens.sources import FoundTokenizer, find_tokenizer, parse_object
 from curator.tokens.surfaces import build_surfaces, lay_tokens
 
 _BATCH_CHARACTERS = 1 << 20
-"""Characters handed to the library at once: it holds about 70 bytes for each of them until the batch is done."""
+"""Characters handed to the library at once: it holds 150 bytes (English) to 400 (Chinese) for each."""
 
 
 class TokensConfig(StrictModel):
@@ -95,9 +96,9 @@ class Tokenizer:
         """Build from a tokenizer's files; use `load_tokenizer` to find them."""
         self._found, self._config = found, config
         named = {token for token in found.roles.values() if isinstance(token, str)}
-        given = settle(parse_object(found.definition_json, found.source), named)
-        self._backend = build_backend(given, found.source)
-        self._definition: Definition = json.loads(self._backend.to_str())
+        given = build_backend(parse_object(found.definition_json, found.source), found.source)
+        self._definition: Definition = settle(json.loads(given.to_str()), named)
+        self._backend = build_backend(self._definition, found.source)
         vocabulary = read_vocabulary(self._definition)
         before, after = find_added_ids(self._backend)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
@@ -121,7 +122,7 @@ class Tokenizer:
         """Tokenise documents, in order; runs on as many threads as the tokenizers library is allowed.
 
         Args:
-            texts: the documents, of any length; a long one costs about 500 bytes of memory per character.
+            texts: the documents, of any length; memory follows the longest (10 MB of English: 1.5 GB for a moment).
 
         Returns:
             For each text its tokens, or, in words, why its tokens cannot partition its bytes.

@@ -1,0 +1,79 @@
+"""From rows of different lengths to the rectangular tensors that a training step takes.
+
+Works on what `curator.load` yields, on rows of `datasets.load_dataset` over the curated files, and on plain lists.
+Invariant: padding never counts: its label is -100, its weight 0 and its log-prob NaN.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from curator.errors import TrainingError
+from curator.tables import IGNORED_LABEL, LOGPROBS_PREFIX
+
+_FILLERS: dict[str, tuple[torch.dtype, float]] = {
+    "labels": (torch.int64, IGNORED_LABEL),
+    "token_weights": (torch.float32, 0.0),
+    "position_ids": (torch.int64, 0),
+    "document_ids": (torch.int64, -1),
+}
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Pad rows at their ends and stack them; usable as `collate_fn` and as the HF Trainer's `data_collator`.
+
+    Takes `input_ids`, `labels`, `token_weights`, `position_ids`, `document_ids` and every `logprobs_<model>`, where
+    present in all rows, and leaves other columns (ids, text) behind: they are no tensors. With the HF Trainer set
+    `remove_unused_columns=False`, or it drops the weights before they come here.
+
+    `attention_mask` (1 = token) is added, except for packed rows, known by their `position_ids`: transformers keeps
+    the documents of a row apart by position only when it is given no mask.
+
+    Attributes:
+        pad_token_id: id that fills `input_ids`; any id does, as padding has no label and no weight.
+        pad_to_multiple_of: round the length up to a multiple of this; None = the longest row.
+    """
+
+    pad_token_id: int = 0
+    pad_to_multiple_of: int | None = None
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Pad and stack rows to tensors of shape (B, T).
+
+        Raises:
+            TrainingError: no rows, or a row whose columns have different lengths or other names than the first's.
+        """
+        if not rows or "input_ids" not in rows[0]:
+            raise TrainingError("a batch needs at least one row with input_ids; got " + ("none" if rows else "no rows"))
+        names = [name for name in rows[0] if name in _FILLERS or name.startswith(LOGPROBS_PREFIX)]
+        lengths = [len(row["input_ids"]) for row in rows]
+        for number, row in enumerate(rows):
+            self._check(number, row, ["input_ids", *names], rows[0])
+        width, step = max(lengths), self.pad_to_multiple_of or 1
+        width = -(-width // step) * step
+        batch = {"input_ids": _pad([row["input_ids"] for row in rows], width, torch.int64, self.pad_token_id)}
+        if "position_ids" not in names:
+            batch["attention_mask"] = (torch.arange(width) < torch.tensor(lengths)[:, None]).long()
+        for name in names:
+            dtype, filler = _FILLERS.get(name, (torch.float32, float("nan")))
+            batch[name] = _pad([row[name] for row in rows], width, dtype, filler)
+        return batch
+
+    @staticmethod
+    def _check(number: int, row: Mapping[str, Any], names: list[str], first: Mapping[str, Any]) -> None:
+        if row.keys() != first.keys():
+            raise TrainingError(f"row {number} has columns {sorted(row)}, row 0 has {sorted(first)}; batch like rows")
+        lengths = {name: len(row[name]) for name in names}
+        if len(set(lengths.values())) > 1:
+            raise TrainingError(f"row {number} has columns of different lengths: {lengths}; one value per token each")
+
+
+def _pad(values: Sequence[Any], width: int, dtype: torch.dtype, filler: float) -> Tensor:
+    padded = torch.full((len(values), width), filler, dtype=dtype)
+    for row, value in zip(padded, values, strict=True):
+        row[: len(value)] = torch.as_tensor(value, dtype=dtype)
+    return padded

@@ -1,0 +1,114 @@
+"""`Pool.map` on a real local Ray: every task once, faults retried, hopeless ones reported."""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from curator import cluster
+from curator.cluster import ShardFailure, Workers, open_pool
+from curator.errors import ClusterError, ScorerError, ShardError, StorageError
+from curator.progress import Silent
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("ray_cluster"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+
+@dataclass(frozen=True)
+class Square:
+    """Squares numbers; misbehaves as told, once per file in `folder`."""
+
+    folder: str = ""
+    faults: dict[int, str] = field(default_factory=dict)
+    always: bool = False
+
+    def open(self) -> None:
+        if "open" in self.faults.values():
+            raise ScorerError("no such model")
+
+    def load(self, task: int) -> int:
+        return task
+
+    def run(self, task: int, inputs: int, on_tokens: Callable[[int], None]) -> tuple[int, int]:
+        marker = Path(self.folder) / str(task)
+        if task in self.faults and (self.always or not marker.exists()):
+            marker.touch()
+            if self.faults[task] == "die":
+                os._exit(1)
+            raise {"raise": ScorerError, "disk": StorageError, "bug": KeyError}[self.faults[task]](f"task {task}")
+        on_tokens(1)
+        return inputs, inputs * inputs
+
+
+class Recorder(Silent):
+    """Remembers what was reported."""
+
+    def __init__(self) -> None:
+        self.updates: list[tuple[int, int]] = []
+        self.said: list[str] = []
+
+    def update(self, shards_done: int, tokens_done: int, workers: int) -> None:
+        self.updates.append((shards_done, tokens_done))
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+
+def run(stage: Square, tasks: int = 10, retries: int = 2) -> tuple[dict[int, int], list[ShardFailure[int]], Recorder]:
+    results: list[tuple[int, int]] = []
+    recorder = Recorder()
+    with open_pool(Workers(count=2), tasks, retries) as pool:
+        failures = pool.map(stage, range(tasks), reporter=recorder, tokens_of=lambda _: 1, on_result=results.append)
+    assert len(results) == len(dict(results))
+    return dict(results), failures, recorder
+
+
+def test_every_task_is_done_once() -> None:
+    results, failures, recorder = run(Square(), tasks=50)
+    assert results == {i: i * i for i in range(50)} and failures == []
+    assert recorder.updates[-1] == (50, 50)
+
+
+@pytest.mark.parametrize("fault", ["raise", "bug", "die"])
+def test_a_passing_fault_is_retried(tmp_path: Path, fault: str) -> None:
+    results, failures, recorder = run(Square(str(tmp_path), {3: fault, 7: fault}))
+    assert results == {i: i * i for i in range(10)} and failures == []
+    assert len(recorder.said) >= 2 and "trying again" in recorder.said[0]
+
+
+@pytest.mark.parametrize("fault", ["raise", "die"])
+def test_a_hopeless_task_is_reported_after_the_others_are_done(tmp_path: Path, fault: str) -> None:
+    results, failures, _ = run(Square(str(tmp_path), {4: fault}, always=True), retries=1)
+    assert results == {i: i * i for i in range(10) if i != 4}
+    assert [(failure.task, failure.attempts) for failure in failures] == [(4, 2)]
+    with pytest.raises(ShardError, match=r"score: 1 shards failed; run the same command to resume"):
+        cluster.raise_failures("score", failures, str)
+
+
+def test_what_no_retry_can_mend_ends_the_map_at_once(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="task 0"):
+        run(Square(str(tmp_path), {0: "disk"}, always=True), tasks=1000)
+    assert not (tmp_path / "999").exists()
+
+
+def test_an_engine_that_never_starts_ends_the_map_at_once() -> None:
+    started_s = time.monotonic()
+    with pytest.raises(ScorerError, match="no such model"):
+        run(Square(faults={0: "open"}), tasks=1000)
+    assert time.monotonic() - started_s < 60
+
+
+def test_asking_for_more_than_the_cluster_has_is_told() -> None:
+    with pytest.raises(ClusterError, match=r"needs 0\.5 GPUs and the cluster has 0; lower models\.\*\.gpus"):
+        cluster.count_workers(Workers(gpus=0.5), 4)
+    with pytest.raises(ClusterError, match=r"run\.workers is 1000"):
+        cluster.count_workers(Workers(count=1000), 4)
+    with pytest.raises(ClusterError, match="lower threads_per_worker"):
+        cluster.count_workers(Workers(cpus=1000), 4)
+    assert cluster.count_workers(Workers(), 1) == 1

@@ -1,0 +1,48 @@
+"""A spec as a batch job: `ray job submit` to a real cluster with a dashboard, as the README says."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from curator import read_manifest, verify
+
+pytestmark = pytest.mark.slow
+RAY = Path(sys.executable).with_name("ray")
+PORT, DASHBOARD_PORT, CLIENT_PORT = 46379, 48265, 48001
+ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {
+    "RAY_AUTH_MODE": "disabled",
+    "PATH": f"{RAY.parent}:{os.environ['PATH']}",
+}
+
+
+def ray(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(RAY), *arguments], capture_output=True, text=True, env=ENVIRONMENT | more, timeout=240)
+
+
+@pytest.fixture
+def cluster_address(tmp_path: Path) -> Iterator[str]:
+    started = ray(
+        "start", "--head", f"--port={PORT}", f"--dashboard-port={DASHBOARD_PORT}", "--dashboard-host=127.0.0.1",
+        f"--ray-client-server-port={CLIENT_PORT}", "--num-cpus=3", "--object-store-memory=134217728",
+    )  # fmt: skip
+    assert started.returncode == 0, started.stderr
+    yield f"http://127.0.0.1:{DASHBOARD_PORT}"
+    ray("stop", "--force")
+
+
+def test_ray_job_submit_runs_a_spec(
+    cluster_address: str, make_spec: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(yaml.safe_dump(make_spec(rows=60)))
+    done = ray("job", "submit", f"--address={cluster_address}", "--", "curator", "run", str(spec))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "succeeded" in done.stdout
+    manifest = read_manifest(str(tmp_path / "out"))
+    assert manifest.totals.rows == 60 and verify(str(tmp_path / "out")) == []
