@@ -7,11 +7,11 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from curator.audit import verify
     from curator.loading import load
     from curator.manifest import Manifest, read_manifest
     from curator.pipeline import curate, select
     from curator.spec import CurationSpec, load_spec, parse_spec
-    from curator.audit import verify
 
 __version__ = _version("token-curator")
 

@@ -59,7 +59,7 @@ def _check_shard(directory: str, manifest: Manifest, entry: ShardEntry) -> Itera
     try:
         sha256, size_bytes = storage.sha256(uri)
         if (sha256, size_bytes) != (entry.sha256, entry.bytes):
-            yield f"{entry.file}: sha256 {sha256} of {size_bytes} bytes, the manifest has {entry.sha256} of {entry.bytes}"
+            yield f"{entry.file}: sha256 {sha256}, {size_bytes} bytes; manifest: {entry.sha256}, {entry.bytes} bytes"
         with storage.open_read(uri) as file:
             yield from _check_rows(entry, manifest, tables.open_parquet(file))
     except (StorageError, FileNotFoundError, pa.ArrowInvalid, OSError) as error:
@@ -119,7 +119,7 @@ def _check_bytes(table: pa.Table, bytes_T: np.ndarray, offsets: np.ndarray) -> I
     text_bytes = pc.binary_length(table.column("text")).to_numpy()
     sums = np.concatenate([[0], np.cumsum(bytes_T, dtype=np.int64)])
     covered = sums[offsets[1:]] - sums[offsets[:-1]]
-    faulty = np.flatnonzero((covered != text_bytes))
+    faulty = np.flatnonzero(covered != text_bytes)
     if len(faulty):
         row = int(faulty[0])
         yield row, f"token_bytes sum to {covered[row]}, the text has {text_bytes[row]} bytes"

@@ -35,11 +35,12 @@ class Job:
     plan: Plan
     reporter: Reporter = field(default_factory=Silent)
     weights_only: bool = False
+    directory: str | None = None
 
     @property
     def root(self) -> str:
-        """The dataset's folder."""
-        return self.spec.output_root
+        """The dataset's folder: the spec's output, or where the dataset was moved to."""
+        return self.spec.output_root if self.directory is None else storage.absolute(self.directory)
 
     @property
     def tokens(self) -> ShardFolder:

@@ -11,15 +11,16 @@ from typing import Any
 from pydantic import BaseModel
 
 from curator import cluster, storage
-from curator.cluster import ShardFailure, open_pool, raise_failures
+from curator.cluster import Pool, open_pool, raise_failures
 from curator.errors import OutputError, ShardError
 from curator.job import CALIBRATION, Calibration, Job
-from curator.manifest import MANIFEST, LostShard, Manifest, ShardFolder, TokenReceipt, read_manifest
+from curator.manifest import MANIFEST, LostShard, Manifest, ShardFolder, read_manifest
 from curator.plan import PLAN, Plan, ShardRef, check_same_spec, open_plan, read_plan
 from curator.progress import Reporter, Silent
 from curator.publish import publish_dataset
 from curator.spec import CurationSpec, parse_spec
 from curator.stages.calibrate import calibrate
+from curator.stages.pieces import ShardFiles
 from curator.stages.score import ScoreStage
 from curator.stages.select import SelectStage
 from curator.stages.tokenize import TokenizeStage
@@ -45,8 +46,7 @@ def curate(spec: CurationSpec, reporter: Reporter | None = None) -> Manifest:
         lost = tokenize(job)
         for name in spec.models:
             lost += score(job, name, lost)
-        calibration = freeze_calibration(job, lost)
-        select_shards(job, calibration)
+        calibration = weigh(job, lost)
     return publish_dataset(job, calibration)
 
 
@@ -83,8 +83,7 @@ def select(directory: str, policy: Any, output: str, *, weights_only: bool = Fal
         assert frozen is not None
         check_same_spec(frozen, spec)
     with cluster.connect(spec.run.address):
-        calibration = freeze_calibration(job, list(lost))
-        select_shards(job, calibration)
+        calibration = weigh(job, list(lost))
     return publish_dataset(job, calibration)
 
 
@@ -100,10 +99,7 @@ def tokenize(job: Job) -> list[LostShard]:
         return []
     stage = TokenizeStage(job.tokens, job.spec, job.plan)
     with open_pool(job.workers(), len(tasks), job.spec.run.retries) as pool:
-        job.reporter.start("tokenize", len(tasks), sum(_tokens(task) for task in tasks))
-        failures = pool.map(stage, tasks, reporter=job.reporter, tokens_of=_written, on_result=_forget)
-        job.reporter.finish()
-    return _accept(job, "tokenize", failures)
+        return _map(job, pool, "tokenize", stage, tasks)
 
 
 def score(job: Job, name: str, lost: Sequence[LostShard]) -> list[LostShard]:
@@ -118,73 +114,74 @@ def score(job: Job, name: str, lost: Sequence[LostShard]) -> list[LostShard]:
         has_bos=job.plan.tokenizer.bos_id is not None, threads=job.spec.run.threads_per_worker,
     )  # fmt: skip
     with open_pool(job.workers(config.gpus), len(tasks), job.spec.run.retries) as pool:
-        job.reporter.start(f"score {name}", len(tasks), sum(_tokens((task,)) for task in tasks))
-        failures = pool.map(
-            stage, tasks, reporter=job.reporter, tokens_of=lambda receipt: receipt.tokens, on_result=_forget
-        )
-        job.reporter.finish()
-    return _accept(job, f"score {name}", failures)
+        return _map(job, pool, f"score {name}", stage, tasks)
 
 
-def freeze_calibration(job: Job, lost: list[LostShard]) -> Calibration:
-    """Take the cuts over all shards and freeze them, with the shards that are missing, before any shard is cut."""
-    frozen = job.read_calibration()
-    if frozen is None:
-        calibration = Calibration(cuts=calibrate(job, job.shards(tuple(lost))), lost=tuple(lost))
-        storage.write_once(job.root, CALIBRATION, calibration.model_dump_json().encode())
-        frozen = job.read_calibration()
-        assert frozen is not None
-    return frozen
-
-
-def select_shards(job: Job, calibration: Calibration) -> None:
-    """Write every curated shard that is not there yet."""
-    done = job.curated.published()
-    tasks = [shard for shard in job.shards(calibration.lost) if shard.number not in done]
-    if not tasks:
-        return
-    stage = SelectStage(job.curated, job.tokens, _score_folders(job), job.spec, job.plan, calibration.cuts)
+def weigh(job: Job, lost: list[LostShard]) -> Calibration:
+    """Find the cuts, freeze them, and write every curated shard that is not there yet."""
+    files = ShardFiles(job.tokens, _score_folders(job))
+    calibration, done = job.read_calibration(), job.curated.published()
+    tasks = job.shards(tuple(lost) if calibration is None else calibration.lost)
+    if calibration is not None and len(done) == len(tasks):
+        return calibration
     with open_pool(job.workers(), len(tasks), job.spec.run.retries) as pool:
-        job.reporter.start("select", len(tasks), sum(_tokens((task,)) for task in tasks))
-        failures = pool.map(
-            stage, tasks, reporter=job.reporter, tokens_of=lambda receipt: receipt.tokens, on_result=_forget
-        )
-        job.reporter.finish()
-    raise_failures("select", failures, _describe)
+        if calibration is None:
+            cuts = calibrate(pool, files, job.spec.policy, tasks, job.reporter)
+            calibration = freeze_calibration(job, Calibration(cuts=cuts, lost=tuple(lost)))
+        stage = SelectStage(
+            folder=job.curated, files=files, policy=job.spec.policy, output=job.spec.output,
+            carried=job.plan.carried_schema().serialize().to_pybytes(), cuts=calibration.cuts,
+            weights_only=job.weights_only,
+        )  # fmt: skip
+        _map(job, pool, "select", stage, [task for task in tasks if task.number not in done])
+    return calibration
+
+
+def freeze_calibration(job: Job, calibration: Calibration) -> Calibration:
+    """Keep the cuts and the shards they were taken without, before any shard is cut: a resumed run cannot mix."""
+    storage.write_once(job.root, CALIBRATION, calibration.model_dump_json().encode())
+    frozen = job.read_calibration()
+    assert frozen is not None
+    return frozen
 
 
 def _score_folders(job: Job) -> dict[str, ShardFolder]:
     return {name: job.scores(name) for name in job.spec.models}
 
 
-def _accept(job: Job, stage: str, failures: Sequence[ShardFailure[Any]]) -> list[LostShard]:
-    """Fail the job for shards that failed for good, or, if the spec says so, go on without them."""
-    if job.spec.on_bad_shard == "fail":
-        raise_failures(stage, failures, _describe)
-    lost = []
-    for failure in failures:
-        shards = failure.task if isinstance(failure.task, tuple) else (failure.task,)
-        lost += [LostShard(number=s.number, stage=stage, reason=str(failure.failure.error)) for s in shards]
+def _map(job: Job, pool: Pool, name: str, stage: Any, tasks: Sequence[Any]) -> list[LostShard]:
+    """Run a stage that publishes shards; fail the job for shards that failed for good, or accept their loss.
+
+    What is published is read back from receipts, not from results, so that a resumed run sees the same. A shard that
+    was scored cannot be lost any more: its place in the cut is taken.
+    """
+    job.reporter.start(name, len(tasks), sum(shard.tokens for task in tasks for shard in _shards(task)))
+    failures = pool.map(stage, tasks, reporter=job.reporter, tokens_of=_count_tokens, on_result=lambda _: None)
+    job.reporter.finish()
+    if job.spec.on_bad_shard == "fail" or name == "select":
+        raise_failures(name, failures, _describe)
+    lost = [
+        LostShard(number=shard.number, stage=name, reason=str(failure.failure.error))
+        for failure in failures
+        for shard in _shards(failure.task)
+    ]
     if lost and len(lost) == len(job.plan.shards):
-        raise ShardError(f"{stage}: every shard failed, the first with: {lost[0].reason}")
+        raise ShardError(f"{name}: every shard failed, the first with: {lost[0].reason}")
+    for shard in lost:
+        job.reporter.say(f"{name}: shard {shard.number:05d} is left out: {shard.reason}")
     return lost
 
 
+def _shards(task: Any) -> tuple[ShardRef, ...]:
+    return task if isinstance(task, tuple) else (task,)
+
+
+def _count_tokens(result: Any) -> int:
+    return sum(receipt.tokens for receipt in (result if isinstance(result, list) else [result]))
+
+
 def _describe(task: Any) -> str:
-    shards: tuple[ShardRef, ...] = task if isinstance(task, tuple) else (task,)
-    return "shard " + ", ".join(f"{shard.number:05d}" for shard in shards)
-
-
-def _tokens(task: tuple[ShardRef, ...]) -> int:
-    return sum(shard.tokens for shard in task)
-
-
-def _written(receipts: list[TokenReceipt]) -> int:
-    return sum(receipt.tokens for receipt in receipts)
-
-
-def _forget(result: Any) -> None:
-    """What a stage published is read back from its receipts, so that a resumed run sees the same."""
+    return "shard " + ", ".join(f"{shard.number:05d}" for shard in _shards(task))
 
 
 # ------------------------------------------------------------------------------------------------ selecting again

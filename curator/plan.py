@@ -1,12 +1,12 @@
 """From a spec and a corpus to a frozen plan: which bytes are in which shard, which model and tokenizer exactly.
 
-The plan is deterministic and content-addressed: the same corpus and the same settings give the same `plan_key`, whoever
-plans, so killed and repeated runs find their own work. Every `auto` of the spec is resolved here. Planning reads a sample
-to learn the corpus' bytes per token, and each file once to find line ends (plain) or row counts (compressed); memory stays
-bounded by a block.
+The plan is deterministic and content-addressed: the same corpus and the same settings give the same `plan_key`,
+whoever plans, so killed and repeated runs find their own work. Every `auto` of the spec is resolved here. Planning
+reads a sample to learn the corpus' bytes per token, and each file once to find line ends (plain) or row counts
+(compressed); memory stays bounded by a block.
 
-Shards hold whole rows, about `shard_tokens` tokens each. A file that can only be streamed and is larger than a shard gets
-shards of its own, which one worker fills in one pass.
+Shards hold whole rows, about `shard_tokens` tokens each. A file that can only be streamed and is larger than a shard
+gets shards of its own, which one worker fills in one pass.
 """
 
 import base64
@@ -20,8 +20,18 @@ from pydantic import Field
 
 from curator import storage
 from curator.corpora.rows import explain_missing_text
-from curator.data import BadRow, Corpus, Document, Extent, ModelConfig, ModelIdentity, SourceFile, StrictModel
-from curator.errors import CorpusError, OutputError, ScorerError, SpecError, TokenizerError
+from curator.data import (
+    UNTIL_END,
+    BadRow,
+    Corpus,
+    Document,
+    Extent,
+    ModelConfig,
+    ModelIdentity,
+    SourceFile,
+    StrictModel,
+)
+from curator.errors import CorpusError, OutputError, ScorerError, SpecError, StorageError, TokenizerError
 from curator.spec import CurationSpec, differences, digest, stage_keys, stage_sections
 from curator.tokens.tokenizer import Tokenizer, load_tokenizer
 from curator.tokens.windows import plan_windows
@@ -31,7 +41,6 @@ SCHEMA_VERSION = 1
 _SAMPLE_FILES = 8
 _SAMPLE_BYTES_PER_FILE = 1 << 18
 _SAMPLE_ROWS_PER_FILE = 200
-_ANY_STOP = 1 << 62
 
 
 class ShardRef(StrictModel):
@@ -207,7 +216,7 @@ def _dataset_tokenizer(spec: CurationSpec) -> tuple[Tokenizer, TokenizerIdentity
     )
 
 
-class _path:  # noqa: N801 - reads as a keyword: `with _path("models.base"):`
+class _path:
     """Turn an error about something that the spec names into a SpecError with the path to it."""
 
     def __init__(self, path: str) -> None:
@@ -217,7 +226,7 @@ class _path:  # noqa: N801 - reads as a keyword: `with _path("models.base"):`
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (CorpusError, ScorerError, TokenizerError)):
+        if isinstance(error, (CorpusError, ScorerError, TokenizerError, StorageError)):
             raise SpecError(f"{self.path}: {error}") from error
 
 
@@ -236,7 +245,7 @@ def read_sample(corpus: Corpus, sources: Sequence[SourceFile], tokenizer: Tokeni
 
 
 def _first_rows(corpus: Corpus, source: SourceFile) -> Iterator[Document | BadRow]:
-    whole = Extent(source=0, start=0, stop=_ANY_STOP, first_row=0, size_bytes=source.size_bytes)
+    whole = Extent(source=0, start=0, stop=UNTIL_END, first_row=0, size_bytes=source.size_bytes)
     seen_bytes = 0
     for _, row in itertools.islice(corpus.read(source, [whole]), _SAMPLE_ROWS_PER_FILE):
         yield row

@@ -1,17 +1,104 @@
 """Score a small sample in this process and show it as the report would: to judge a spec before paying for it.
 
-No Ray and no files: the engines are started here, one after the other, over the first documents of the plan's sample.
+No Ray and no files: the engines are started here, one after the other, over the first documents of the planning sample.
+The cut is taken over the sample, so it only resembles the cut of a run.
 """
 
 import os
-from collections.abc import Callable
 
 import numpy as np
+import pyarrow as pa
 import yaml
 
-from curator.data import Document, FloatArray, IntArray
+from curator import tables
+from curator.data import Document
 from curator.errors import CorpusError
+from curator.outputs.parquet import build_rows
 from curator.plan import list_sources, read_sample, resolve_models
+from curator.report.html import ReportData, render_report
+from curator.report.samples import choose_samples
+from curator.report.statistics import measure_shard
+from curator.selection.apply import apply_policy
 from curator.spec import CurationSpec
+from curator.stages.calibrate import calibrate_pieces
+from curator.stages.pieces import RowGroup, as_piece
 from curator.stages.score import check_scores, score_documents
 from curator.tokens.tokenizer import EncodedDocument
+
+_NO_COLUMNS = pa.schema([])
+
+
+def make_preview(spec: CurationSpec, rows: int) -> tuple[str, str]:
+    """Score up to `rows` documents with every model of the spec.
+
+    Args:
+        spec: the job; its output is neither read nor written.
+        rows: documents to score; fewer if the planning sample holds fewer.
+
+    Returns:
+        The page as HTML, and a summary in a few lines of text.
+    """
+    sources = list_sources(spec)
+    tokenizer, identity, models = resolve_models(spec)
+    documents = read_sample(spec.corpus, sources, tokenizer).documents[:rows]
+    pairs = zip(documents, tokenizer.encode([d.text for d in documents]), strict=True)
+    usable = [(document, encoded) for document, encoded in pairs if isinstance(encoded, EncodedDocument)]
+    if not usable:
+        raise CorpusError("corpus: none of the sample's rows can be tokenised; `curator run` would quarantine them all")
+    tokens = _token_table(usable)
+    ids = [encoded.input_ids for _, encoded in usable]
+    offsets = np.cumsum([0, *(len(ids_T) for ids_T in ids)])
+    logprobs = {}
+    for name, config in spec.models.items():
+        engine = config.build(models[name], os.cpu_count() or 1)
+        scores = score_documents(
+            engine, ids, models[name].context, models[name].left_context, identity.bos_id is not None, lambda _: None
+        )
+        check_scores(scores, name, 0)
+        logprobs[name] = tables.list_array(np.concatenate([s.logprobs_T for s in scores]).astype(np.float16), offsets)
+    return _render(spec, tokens, logprobs, {name: model.model_dump() for name, model in models.items()})
+
+
+def _token_table(usable: list[tuple[Document, EncodedDocument]]) -> pa.Table:
+    offsets = np.cumsum([0, *(len(encoded.input_ids) for _, encoded in usable)])
+    columns = {
+        "doc_id": pa.array([document.doc_id for document, _ in usable], pa.string()),
+        "source": pa.array([document.source for document, _ in usable], pa.string()),
+        "text": pa.array([document.text for document, _ in usable], pa.large_string()),
+        "input_ids": tables.list_array(np.concatenate([encoded.input_ids for _, encoded in usable]), offsets),
+        "token_bytes": tables.list_array(np.concatenate([encoded.token_bytes for _, encoded in usable]), offsets),
+    }
+    return pa.table(columns, schema=tables.token_schema(_NO_COLUMNS))
+
+
+def _render(
+    spec: CurationSpec, tokens: pa.Table, logprobs: dict[str, pa.ListArray], models: dict[str, dict[str, object]]
+) -> tuple[str, str]:
+    """Weigh the sample by a cut of its own and draw it."""
+    piece = as_piece(spec.policy, 0, RowGroup(0, tokens, logprobs))
+    cuts = calibrate_pieces(spec.policy, lambda: [piece])
+    score_T, weights_T = apply_policy(spec.policy, piece, cuts.by_scope)
+    weights_T *= np.float32(cuts.scale)
+    table = build_rows(tables.curated_schema(_NO_COLUMNS, list(logprobs)), tokens, logprobs, weights_T)
+    statistics = measure_shard(
+        sources=tokens.column("source").to_pylist(),
+        offsets=piece.offsets,
+        token_bytes_T=tables.flat(tokens.column("token_bytes"))[0],
+        score_T=score_T,
+        weights_T=weights_T,
+        logprobs={name: tables.flat(column)[0].astype(np.float32) for name, column in logprobs.items()},
+    )
+    html = render_report(
+        ReportData(
+            name=f"{spec.name} (preview of {tokens.num_rows} documents)",
+            statistics=statistics,
+            cuts=cuts.by_scope,
+            policy=spec.policy.model_dump(mode="json"),
+            models=models,
+            samples=choose_samples([table], spec.policy, cuts.by_scope),
+            spec_yaml=yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        )
+    )
+    total = statistics.total
+    share = total.kept / total.scored if total.scored else 0.0
+    return html, f"sample     {total.documents:,} documents, {total.tokens:,} tokens, kept {total.kept:,} ({share:.2%})"

@@ -1,26 +1,29 @@
 """The last step of a run: card and report, then the manifest, which makes the dataset finished.
 
-Everything here is derived from receipts and published shards, so a run killed while publishing just publishes again. The
-manifest is created once and last; it holds no times, so equal content gives equal manifests.
+Everything here is derived from receipts and published shards, so a run killed while publishing just publishes again.
+The manifest is created once and last; it holds no times, so equal content gives equal manifests.
 """
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import curator
 from curator import storage, tables
 from curator.data import BadRow
+from curator.errors import OutputError
 from curator.job import Calibration, Job
 from curator.manifest import (
     MANIFEST,
     CuratedReceipt,
     Manifest,
+    Receipt,
     ScoreReceipt,
     ShardEntry,
     ShardFolder,
@@ -28,25 +31,26 @@ from curator.manifest import (
     Totals,
     read_manifest,
 )
+from curator.plan import read_plan
 from curator.report.html import ReportData, render_report
 from curator.report.samples import choose_samples
 from curator.report.statistics import ShardStatistics, merge_all
-from curator.spec import digest
+from curator.spec import CurationSpec, digest
 
-QUARANTINE = "quarantine.jsonl"
+QUARANTINE, REPORT, CARD = "quarantine.jsonl", "report.html", "README.md"
 _IDS_PER_PASS = 50_000_000
 _SAMPLED_SHARDS = 3
 
 
 def publish_dataset(job: Job, calibration: Calibration) -> Manifest:
     """Write quarantine list, card, report and, last, the manifest; returns the manifest that stands."""
-    numbers = [shard.number for shard in job.plan.shards if shard.number not in calibration.lost]
+    numbers = [shard.number for shard in job.shards(calibration.lost)]
     receipts = [job.curated.receipt(number, CuratedReceipt) for number in numbers]
     reasons = _write_quarantine(job)
     manifest = _make_manifest(job, calibration, receipts, reasons)
-    storage.replace(job.root, "README.md", dataset_card(manifest).encode())
+    storage.replace(job.root, CARD, dataset_card(manifest).encode())
     if manifest.content == "dataset":
-        storage.replace(job.root, "report.html", make_report(job, manifest).encode())
+        storage.replace(job.root, REPORT, make_report(job, manifest).encode())
     storage.clear_staging(job.root)
     storage.write_once(job.root, MANIFEST, manifest.model_dump_json(indent=1).encode())
     return read_manifest(job.root)
@@ -89,8 +93,8 @@ def _make_manifest(
         keys=keys,
         tokenizer=plan.tokenizer.model_dump(mode="json"),
         models=plan.models,
-        cuts=calibration.cuts,
-        weight_scale=calibration.scale,
+        cuts=calibration.cuts.by_scope,
+        weight_scale=calibration.cuts.scale,
         shards=tuple(_entry(job.curated, receipt) for receipt in receipts),
         lost_shards=calibration.lost,
         totals=_totals(job, receipts, statistics, reasons),
@@ -129,12 +133,13 @@ def count_duplicate_ids(folder: ShardFolder, numbers: list[int], ids_per_pass: i
     return duplicates
 
 
-def _hash_ids(uri: str, part: int, passes: int) -> np.ndarray:
+def _hash_ids(uri: str, part: int, passes: int) -> npt.NDArray[np.uint64]:
     with storage.open_read(uri) as file:
         ids = tables.open_parquet(file).read(columns=["doc_id"]).column("doc_id").to_pylist()
     digests = b"".join(hashlib.blake2b(doc_id.encode(), digest_size=8).digest() for doc_id in ids)
     hashes = np.frombuffer(digests, np.uint64)
-    return hashes[hashes % np.uint64(passes) == part]
+    chosen: npt.NDArray[np.uint64] = hashes[hashes % np.uint64(passes) == part]
+    return chosen
 
 
 # ------------------------------------------------------------------------------------------------ for people
@@ -166,17 +171,50 @@ def make_report(job: Job, manifest: Manifest) -> str:
     """The HTML report of a finished dataset, from its receipts and a few sample documents."""
     numbers = [entry.number for entry in manifest.shards]
     receipts = [job.curated.receipt(number, CuratedReceipt) for number in numbers]
-    chosen = [numbers[i * len(numbers) // _SAMPLED_SHARDS] for i in range(min(len(numbers), _SAMPLED_SHARDS))]
+    sampled = sorted({numbers[i * len(numbers) // _SAMPLED_SHARDS] for i in range(min(len(numbers), _SAMPLED_SHARDS))})
     data = ReportData(
         name=manifest.name,
-        totals=manifest.totals.model_dump(),
         statistics=merge_all([receipt.statistics for receipt in receipts]),
+        totals=manifest.totals.model_dump() | {"lost_shards": len(manifest.lost_shards)},
         cuts=manifest.cuts,
         policy=manifest.spec["policy"],
         models={name: model.model_dump() for name, model in manifest.models.items()},
         quarantined=manifest.quarantined,
-        samples=choose_samples([_first_group(job.curated.uri(number)) for number in sorted(set(chosen))]),
-        stages=_stage_rates(job),
-        spec_yaml=yaml.safe_dump(json.loads(json.dumps(manifest.spec)), sort_keys=False),
+        samples=choose_samples(
+            [_first_group(job.curated.uri(number)) for number in sampled], job.spec.policy, manifest.cuts
+        ),
+        stages=_stage_rates(job, numbers),
+        spec_yaml=yaml.safe_dump(manifest.spec, sort_keys=False, allow_unicode=True),
     )
     return render_report(data)
+
+
+def rewrite_report(directory: str) -> str:
+    """Write `report.html` of a finished dataset again; returns where it is."""
+    manifest, plan = read_manifest(directory), read_plan(directory)
+    if plan is None or manifest.content != "dataset":
+        raise OutputError(f"{directory!r} is not the folder of a curated dataset with text; name one that `run` made")
+    job = Job(CurationSpec.model_validate(plan.spec), plan, directory=directory)
+    storage.replace(directory, REPORT, make_report(job, manifest).encode())
+    return storage.join(directory, REPORT)
+
+
+def _first_group(uri: str) -> pa.Table:
+    with storage.open_read(uri) as file:
+        parquet = tables.open_parquet(file)
+        return parquet.read_row_group(0) if parquet.metadata.num_row_groups else parquet.read()
+
+
+def _stage_rates(job: Job, numbers: list[int]) -> list[tuple[str, int, float, float]]:
+    """Tokens, seconds and workers of each stage, from the receipts; seconds as if no worker ever waited."""
+    stages: list[tuple[str, ShardFolder, type[Receipt]]] = [("tokenize", job.tokens, TokenReceipt)]
+    stages += [(f"score {name}", job.scores(name), ScoreReceipt) for name in job.plan.models]
+    stages.append(("select", job.curated, CuratedReceipt))
+    rates = []
+    for name, folder, kind in stages:
+        present = folder.published()
+        receipts = [folder.receipt(number, kind) for number in numbers if number in present]
+        workers = len({receipt.worker for receipt in receipts}) or 1
+        seconds = sum(receipt.seconds for receipt in receipts) / workers
+        rates.append((name, sum(receipt.tokens for receipt in receipts), seconds, float(workers)))
+    return rates

@@ -138,7 +138,7 @@ def read_mapping(uri: str) -> dict[str, Any]:
     if len(content) > _MAX_SPEC_BYTES:
         raise SpecError(f"{uri!r} has {len(content):,} bytes; a spec has at most {_MAX_SPEC_BYTES:,}")
     try:
-        value = yaml.load(content, Loader=_PlainLoader)  # noqa: S506 - a SafeLoader that also refuses aliases
+        value = yaml.load(content, Loader=_PlainLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise SpecError(f"{uri!r} is neither YAML nor JSON: {error}") from error
     if not isinstance(value, dict):
@@ -167,7 +167,8 @@ class _PlainLoader(yaml.SafeLoader):
 
 def parse_spec(content: Any, origin: str = "spec") -> CurationSpec:
     """Check a mapping against `CurationSpec`; raises SpecError that names every fault by its path."""
-    return validate(TypeAdapter(CurationSpec), content, origin)
+    spec: CurationSpec = validate(TypeAdapter(CurationSpec), content, origin)
+    return spec
 
 
 def validate(adapter: TypeAdapter[Any], content: Any, origin: str) -> Any:

@@ -25,6 +25,7 @@ from curator.errors import StorageError
 
 STAGING = "_staging"
 _BLOCK_BYTES = 1 << 20
+_READ_AHEAD_BYTES = 4 << 20  # object stores' own default, 50 MB, over-fetches for a sniff or a footer
 _PRIVATE_PROTOCOLS = {"memory"}
 _FATAL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EROFS: "it is read-only"}
 
@@ -129,7 +130,7 @@ def open_read(uri: str) -> BinaryIO:
     """Open a file for reading, seekable; the caller closes it."""
     fs, path = _filesystem(uri)
     with _explained("read", uri):
-        return cast(BinaryIO, fs.open(path, "rb"))
+        return cast(BinaryIO, fs.open(path, "rb", block_size=_READ_AHEAD_BYTES))
 
 
 def read_bytes(uri: str) -> bytes:

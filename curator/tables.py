@@ -11,7 +11,12 @@ scores (`benchmarks/storage_size.py`).
 Shapes: T tokens of many rows laid end to end, D rows.
 """
 
+import base64
+import binascii
+import re
 from collections.abc import Sequence
+from io import SEEK_END
+from os import PathLike
 from typing import Any, Literal
 
 import numpy as np
@@ -41,7 +46,8 @@ _CURATED_COLUMNS = (*_TOKEN_COLUMNS, "labels", "token_weights")
 _FEATURE_TYPES = {"entropy": SCORES, "rank": TOKEN_IDS}
 
 _ZSTD_LEVEL = 3
-_DICTIONARY_COLUMNS = {"source": "source", "token_weights": "token_weights.list.element"}
+_DICTIONARY_COLUMNS = ("source", "token_bytes", "token_weights")  # few distinct values; hard weights take 1 bit
+_SPLIT_COLUMNS = ("input_ids", "logprobs", "entropy", "rank")  # high bytes repeat, low ones are noise: kept apart
 _STATISTICS_COLUMNS = ["doc_id", "source"]
 
 
@@ -168,39 +174,77 @@ def open_writer(sink: Any, schema: pa.Schema) -> pq.ParquetWriter:
         sink: a path or a writable binary file.
         schema: from one of the functions above; carried columns may be of any type.
     """
-    dictionary = [path for name, path in _DICTIONARY_COLUMNS.items() if name in schema.names]
     return pq.ParquetWriter(
         sink,
         schema,
         compression="zstd",
         compression_level=_ZSTD_LEVEL,
-        use_dictionary=dictionary or False,
-        column_encoding=_encodings(schema),
+        use_dictionary=[_leaf(schema, name) for name in _DICTIONARY_COLUMNS if name in schema.names] or False,
+        column_encoding={_leaf(schema, name): "BYTE_STREAM_SPLIT" for name in schema.names if _is_split(schema, name)},
         write_statistics=[name for name in _STATISTICS_COLUMNS if name in schema.names] or False,
     )
 
 
-def _encodings(schema: pa.Schema) -> dict[str, str]:
-    """Numbers have their bytes split by place before zstd: the high bytes repeat, the low ones are noise."""
-    ours = [field for field in schema if field.type in (SCORES, TOKEN_IDS) and not _is_carried(field.name)]
-    return {f"{field.name}.list.element": "BYTE_STREAM_SPLIT" for field in ours}
+def _is_split(schema: pa.Schema, name: str) -> bool:
+    """By type too: a carried column may be called `rank` and hold anything."""
+    ours = name in _SPLIT_COLUMNS or name.startswith(LOGPROBS_PREFIX)
+    return ours and schema.field(name).type in (TOKEN_IDS, SCORES)
 
 
-def _is_carried(name: str) -> bool:
-    ours = {*_CURATED_COLUMNS, *_FEATURE_TYPES, "logprobs"}
-    return name not in ours and not name.startswith(LOGPROBS_PREFIX)
+def _leaf(schema: pa.Schema, name: str) -> str:
+    """The column's path inside the file."""
+    return f"{name}.list.element" if pa.types.is_list(schema.field(name).type) else name
 
 
 def open_parquet(source: Any) -> pq.ParquetFile:
-    """Open a parquet file for reading; never loads Arrow extension types, whose readers may run code.
+    """Open a parquet file of ours for reading; refuses Arrow extension types, whose classes may run code.
 
     Args:
         source: a path or a seekable binary file.
 
     Raises:
-        StorageError: the file is no parquet file, or is damaged.
+        StorageError: the file is no parquet file, is damaged, or names an extension type.
     """
     try:
+        if isinstance(source, str | PathLike):
+            with open(source, "rb") as file:
+                footer = _read_footer(file)
+        else:
+            footer = _read_footer(source)
+        if _names_extension(footer):
+            raise StorageError(f"{source} has a column of an Arrow extension type; it was not written by curator")
         return pq.ParquetFile(source, arrow_extensions_enabled=False)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, FileNotFoundError | PermissionError | StorageError):
+            raise
         raise StorageError(f"{source} is not a readable parquet file: {error}; write it again") from error
+
+
+def _read_footer(file: Any) -> bytes:
+    """The footer's bytes, its length and the magic; nothing where the file is too short to have one."""
+    size = file.seek(0, SEEK_END)
+    file.seek(max(size - 8, 0))
+    length = int.from_bytes(file.read(8)[:4], "little") + 8
+    file.seek(max(size - length, 0))
+    footer: bytes = file.read(min(length, size))
+    file.seek(0)
+    return footer
+
+
+def _names_extension(footer: bytes) -> bool:
+    """Whether the Arrow schema inside a footer names an extension type.
+
+    Arrow would hand such a column to the class that some library of this process has registered under the name,
+    whatever the settings of the reader. The schema is base64; one that cannot be found or decoded counts as naming one.
+    """
+    encoded = re.findall(rb"ARROW:schema\x18[\x80-\xff]*[\x00-\x7f]([A-Za-z0-9+/=]*)", footer)
+    if len(encoded) != footer.count(b"ARROW:schema"):
+        return True
+    for text in encoded:
+        try:
+            schema = base64.b64decode(text)
+        except binascii.Error:
+            return True
+        if b"ARROW:extension:name" in schema:
+            return True
+    return False

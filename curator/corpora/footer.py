@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from curator import storage
 from curator.corpora.blocks import Damage, reading
+from curator.corpora.thrift import ColumnChunk, column_chunks
 from curator.errors import CorpusError
 
 _MAGIC = b"PAR1"
@@ -36,11 +37,20 @@ class ParquetSource:
         file: the reader; extension types appear as their storage.
         schema: columns of the file; a field that had an extension type is marked in its metadata.
         groups: row numbers [start, stop) of the row groups.
+        footer: its Thrift bytes, for `chunks`.
     """
 
     file: pq.ParquetFile
     schema: pa.Schema
     groups: list[tuple[int, int]]
+    footer: bytes
+
+    def chunks(self) -> list[list[ColumnChunk]]:
+        """The column chunks of each row group; raises Damage."""
+        try:
+            return column_chunks(self.footer)
+        except ValueError as error:
+            raise Damage("damaged_file", str(error)) from error
 
 
 @contextmanager
@@ -65,13 +75,13 @@ def open_parquet(uri: str) -> Iterator[ParquetSource]:
                 arrow_extensions_enabled=False,
             )
             schema = file.schema_arrow
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise Damage("damaged_file", f"its footer cannot be read: {error}") from error
         stop, groups = 0, []
         for index in range(metadata.num_row_groups):
             start, stop = stop, stop + metadata.row_group(index).num_rows
             groups.append((start, stop))
-        yield ParquetSource(file, schema, groups)
+        yield ParquetSource(file, schema, groups, footer)
 
 
 def _read_footer(handle: BinaryIO) -> bytes:

@@ -5,7 +5,7 @@ decodes it once while its scoring still spreads over shards. Batches are small w
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 from pydantic import Field
@@ -19,6 +19,7 @@ from curator.corpora.footer import ParquetSource, check_columns, open_parquet
 from curator.corpora.rows import Place, to_document
 from curator.data import BadRow, Document, Extent, SourceFile, Split
 
+_LARGEST_RATIO = 10_000  # beyond any codec on text
 _BATCH_BYTES = 1 << 24
 _BATCH_ROWS = 1024  # what damage inside a row group costs at most, besides the rest of the group
 
@@ -43,7 +44,7 @@ class ParquetCorpus(RowFields):
         try:
             with open_parquet(source.uri) as parquet:
                 check_columns(parquet.schema, self.needed(), source.path)
-                parts = list(_cut_groups(parquet, self.needed(), target_bytes))
+                parts = list(_cut_groups(parquet, _sizes_of_groups(parquet, self.needed(), source), target_bytes))
                 return Split(_pack(parts, target_bytes), streamed=len(parts) > len(parquet.groups))
         except Damage as cause:
             return Split([], damage=[Place(source.path, None, 0).bad(cause.reason, cause.detail)])
@@ -114,10 +115,16 @@ def _schema_of(source: SourceFile) -> pa.Schema:
         return pa.schema([])
 
 
-def _cut_groups(parquet: ParquetSource, names: Sequence[str], target_bytes: int) -> Iterator[tuple[int, int, int]]:
+def _sizes_of_groups(parquet: ParquetSource, names: Sequence[str], source: SourceFile) -> list[int]:
+    """Uncompressed bytes of the named columns in each row group; a damaged footer may claim any, so they are capped."""
+    limit = source.size_bytes * _LARGEST_RATIO
+    return [min(sum(c.size_bytes for c in chunks if c.name in names), limit) for chunks in parquet.chunks()]
+
+
+def _cut_groups(parquet: ParquetSource, sizes: Sequence[int], target_bytes: int) -> Iterator[tuple[int, int, int]]:
     """(start, stop, bytes) of each row group, or of its pieces where it is at least twice the target."""
     for group, (start, stop) in enumerate(parquet.groups):
-        rows, size_bytes = stop - start, _size_of_group(parquet, group, names)
+        rows, size_bytes = stop - start, sizes[group]
         pieces = max(min(size_bytes // target_bytes, rows), 1)
         for piece in range(pieces):
             first, last = start + rows * piece // pieces, start + rows * (piece + 1) // pieces
@@ -148,7 +155,7 @@ def _batches(
         StorageError: its bytes cannot be read.
     """
     first, end = parquet.groups[group]
-    row_bytes = max(_size_of_group(parquet, group, names) // (end - first), 1)
+    row_bytes = max(parquet.file.metadata.row_group(group).total_byte_size // (end - first), 1)
     batch_rows = max(min(_BATCH_BYTES // row_bytes, _BATCH_ROWS), 1)
     if not names:
         for start in range(first, stop, batch_rows):
@@ -165,28 +172,13 @@ def _batches(
             yield batch
     except MemoryError:
         raise
-    except (pa.ArrowException, OSError) as error:
-        start, length = _range_of_group(parquet, group)
-        for _ in plain_blocks(source.uri, start, start + length):
+    except (pa.ArrowException, OSError, ValueError) as error:
+        for _ in plain_blocks(source.uri, *_range_of_group(parquet, group)):
             pass  # raises StorageError if it was the storage that failed, which no one should call damage
         raise Damage("damaged_file", str(error)) from error
 
 
-def _columns_of_group(parquet: ParquetSource, group: int, names: Sequence[str] | None = None) -> Iterator[Any]:
-    row_group = parquet.file.metadata.row_group(group)
-    for i in range(row_group.num_columns):
-        column = row_group.column(i)
-        if names is None or any(column.path_in_schema.split(".")[0] == name.split(".")[0] for name in names):
-            yield column
-
-
-def _size_of_group(parquet: ParquetSource, group: int, names: Sequence[str]) -> int:
-    return sum(column.total_uncompressed_size for column in _columns_of_group(parquet, group, names))
-
-
 def _range_of_group(parquet: ParquetSource, group: int) -> tuple[int, int]:
-    """First byte of a row group in the file, and its length."""
-    columns = list(_columns_of_group(parquet, group))
-    starts = [min(c.data_page_offset, c.dictionary_page_offset or c.data_page_offset) for c in columns]
-    stops = [start + c.total_compressed_size for start, c in zip(starts, columns, strict=True)]
-    return min(starts), max(stops) - min(starts)
+    """First byte of a row group in the file, and the byte after its last."""
+    chunks = parquet.chunks()[group]
+    return min(chunk.start for chunk in chunks), max(chunk.stop for chunk in chunks)

@@ -32,12 +32,14 @@ class HeatScale:
         spread: distance from the centre, in the score's unit (mostly nats), with the strongest colour.
         loss_max: the loss in nats with the strongest colour.
         weight_max: the weight with the strongest colour.
+        is_cut: whether the centre is a cut.
     """
 
     centre: float = 0.0
     spread: float = 2.0
     loss_max: float = 8.0
     weight_max: float = 2.0
+    is_cut: bool = False
 
 
 def render_heatmap(
@@ -130,7 +132,7 @@ def _collect_facts(
     """What the script shows of each token; `groups` is missing where every group is one token."""
     facts: dict[str, object] = {
         "first": first_token,
-        "centre": round(scale.centre, 3),
+        "cut": round(scale.centre, 3) if scale.is_cut else None,
         "lossMax": scale.loss_max,
         "weightMax": scale.weight_max,
         "weight": _round(weights_T),

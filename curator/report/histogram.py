@@ -1,10 +1,12 @@
 """Fixed bins that fit every policy: mergeable counts of scores and losses, of all scored and of kept tokens.
 
-Bins are 1/16 wide where log-probs live (-8 to 8) and grow with the value beyond (8 bins an octave, up to 65,536,
+Bins are 1/16 wide where log-probs live (-8 to 8) and grow with the value beyond (16 bins an octave, up to 65,536,
 the end of float16), with an open bin at each end that also takes the infinities. Edges are the same for every
 shard and policy, so that merging is adding; they are exact in binary, so that a count never depends on rounding.
 A bin holds its lower edge and not its upper one.
 """
+
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +17,7 @@ CountArray = npt.NDArray[np.int64]
 
 STEPS_PER_UNIT = 16
 LINEAR_LIMIT = 8
-STEPS_PER_OCTAVE = 8
+STEPS_PER_OCTAVE = 16
 OCTAVES = 13
 
 
@@ -55,6 +57,11 @@ def trim_histogram(scored: CountArray, kept: CountArray) -> Histogram:
     return Histogram(first=part.start, scored=tuple(scored[part].tolist()), kept=tuple(kept[part].tolist()))
 
 
+def add_histograms(histograms: Iterable[Histogram]) -> Histogram:
+    """Counts of all histograms together."""
+    return trim_histogram(*np.sum([histogram.expand() for histogram in histograms] or [Histogram().expand()], axis=0))
+
+
 def find_bins(values: FloatArray) -> npt.NDArray[np.int32]:
     """Bin of each value; values must not be NaN.
 
@@ -77,9 +84,10 @@ def count_histogram(values_T: FloatArray, kept_T: npt.NDArray[np.bool_]) -> Hist
     return trim_histogram(dropped + kept, kept)
 
 
-def quantile(counts: CountArray, share: float) -> float:
-    """The value below which `share` of the counted tokens lie, to within a bin; 0.0 when nothing was counted."""
+def quantile_bin(counts: CountArray, share: float) -> tuple[float, float]:
+    """Edges of the bin that holds the `share` quantile of counted values; outer bins give their one finite edge."""
     if counts.sum() == 0:
-        return 0.0
+        return 0.0, 0.0
     reached = np.cumsum(counts) >= share * counts.sum()
-    return float(EDGES[min(int(np.argmax(reached)), len(EDGES) - 1)])
+    number = int(np.argmax(reached & (counts > 0)))
+    return float(EDGES[max(number - 1, 0)]), float(EDGES[min(number, len(EDGES) - 1)])

@@ -10,8 +10,12 @@ from typing import Annotated
 from pydantic import Field
 
 from curator.scorers.bigram import BigramModel
+from curator.scorers.transformers import TransformersModel
 
-ScorerConfig = Annotated[BigramModel, Field()]
+ScorerConfig = Annotated[
+    BigramModel | TransformersModel,
+    Field(discriminator="engine"),
+]
 """A model of a spec, with the engine that runs it; `engine` picks the kind."""
 
-__all__ = ["BigramModel", "ScorerConfig"]
+__all__ = ["BigramModel", "ScorerConfig", "TransformersModel"]

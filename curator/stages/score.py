@@ -1,11 +1,12 @@
 """Score token shards with one model: windows in, one row-aligned score per token out.
 
-One worker holds one engine for the whole run. Batches never cross shards, so what a shard's file holds depends on nothing
-but the shard. Log-probs are stored as float16: rounding costs about 4e-4 nats on average.
+One worker holds one engine for the whole run. Batches never cross shards, so what a shard's file holds depends on
+nothing but the shard. Log-probs are stored as float16: rounding costs about 4e-4 nats on average.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -79,7 +80,7 @@ def read_token_ids(uri: str) -> TokenRows:
 
 def split_rows(ids_T: IntArray, offsets: np.ndarray) -> list[IntArray]:
     """Views of each document's ids."""
-    return [ids_T[start:stop] for start, stop in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [ids_T[start:stop] for start, stop in pairwise(offsets)]
 
 
 def score_documents(

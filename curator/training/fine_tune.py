@@ -1,25 +1,23 @@
 """Fine-tuning on the HF Trainer, within steps or minutes, and the model directory that comes out.
 
 Weights and optimiser are float32 and only matrix products run in bfloat16, so that small updates are not rounded away.
-The learning rate follows how much of the run is over, by steps or by time, whichever is further: a run that is cut off
-by the clock still ends its cosine. This module imports torch and transformers; import it only to train.
+This module imports torch and transformers; import it only to train.
 """
 
 import math
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, TrainerCallback, TrainingArguments
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from curator.data import IntArray
 from curator.errors import TrainingError
 from curator.tokens.sources import find_tokenizer
+from curator.training.clock import Clock, Report
 from curator.training.collator import Collator
 from curator.training.documents import cut_rows, hold_out, make_batches
 from curator.training.hf_trainer import WeightedTrainer
@@ -27,8 +25,6 @@ from curator.training.losses import weighted_cross_entropy
 
 if TYPE_CHECKING:
     from curator.training.reference import Say, TrainSpec
-
-_LINE_EVERY_S = 5.0
 
 
 class Outcome(NamedTuple):
@@ -108,12 +104,12 @@ def fine_tune(model: Any, spec: "TrainSpec", documents: Sequence[IntArray], scra
     batches = make_batches(cut_rows(train, spec.sequence_length), spec.micro_batch_tokens, spec.seed)
     accumulate = max(1, round(spec.batch_tokens * len(batches) / sum(_count_padded(batch) for batch in batches)))
     planned = math.ceil(spec.epochs * math.ceil(len(batches) / accumulate))
-    clock = _Clock(min(planned, spec.max_steps or planned), 60 * spec.max_minutes if spec.max_minutes else math.inf)
+    clock = Clock(min(planned, spec.max_steps or planned), 60 * spec.max_minutes if spec.max_minutes else math.inf)
     trainer = _make_trainer(model, spec, batches, accumulate, clock, scratch)
     held_batches = make_batches(cut_rows(held, spec.sequence_length), spec.micro_batch_tokens, spec.seed)
     loss_before = _measure(trainer, held_batches)
     _say_plan(spec, clock, sum(map(len, train)), loss_before, say)
-    report = _Report(clock, say)
+    report = Report(clock, say)
     trainer.add_callback(report)
     trainer.train()
     loss_after = _measure(trainer, held_batches)
@@ -152,7 +148,7 @@ def _make_trainer(
     spec: "TrainSpec",
     batches: list[list[IntArray]],
     accumulate: int,
-    clock: "_Clock",
+    clock: Clock,
     scratch: Path,
 ) -> WeightedTrainer:
     on_cpu = not torch.accelerator.is_available()
@@ -203,74 +199,8 @@ def _measure(trainer: WeightedTrainer, batches: Sequence[Sequence[IntArray]]) ->
     return total / tokens
 
 
-def _say_plan(spec: "TrainSpec", clock: "_Clock", tokens: int, loss_before: float | None, say: "Say") -> None:
+def _say_plan(spec: "TrainSpec", clock: Clock, tokens: int, loss_before: float | None, say: "Say") -> None:
     limit = f" or {clock.limit_s:,.0f} s" if clock.limit_s < math.inf else ""
     held = "" if loss_before is None else f"; held-out loss of the base {loss_before:.4f} nats"
     dtype = str(_choose_dtype(spec.dtype)).removeprefix("torch.")
     say(f"training on {tokens:,} tokens in {dtype}: at most {clock.total_steps:,} steps{limit}{held}")
-
-
-@dataclass
-class _Clock:
-    """How much of the run is over, by steps or by time."""
-
-    total_steps: int
-    limit_s: float
-    step: int = 0
-    started: float = 0.0
-    elapsed_s: float = 0.0
-
-    def start(self) -> None:
-        self.started = time.monotonic()
-
-    def tick(self) -> None:
-        """A step ended."""
-        self.step += 1
-        self.elapsed_s = time.monotonic() - self.started
-
-    @property
-    def progress(self) -> float:
-        """From 0 to 1."""
-        return min(1.0, max(self.step / self.total_steps, self.elapsed_s / self.limit_s))
-
-    @property
-    def over(self) -> bool:
-        """Whether the next step, taking as long as the mean, would end behind the limit."""
-        return self.elapsed_s + self.elapsed_s / max(self.step, 1) > self.limit_s
-
-    def learning_rate_factor(self) -> float:
-        """Half a cosine, from 1 to 0."""
-        return 0.5 * (1 + math.cos(math.pi * self.progress))
-
-
-@dataclass
-class _Report(TrainerCallback):  # type: ignore[misc]
-    """Moves the clock, stops at its limit and says a line every few seconds."""
-
-    clock: _Clock
-    say: "Say"
-    tokens: int = 0
-    losses: list[float] = field(default_factory=list)
-    said_at: float = -math.inf
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.clock.start()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.clock.tick()
-        self.tokens = int(state.num_input_tokens_seen)
-        control.should_training_stop |= self.clock.over
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        if not logs or "loss" not in logs:
-            return
-        self.losses.append(logs["loss"])
-        clock = self.clock
-        if control.should_training_stop or clock.elapsed_s - self.said_at >= _LINE_EVERY_S:
-            rate, left = self.tokens / clock.elapsed_s, clock.elapsed_s * (1 / clock.progress - 1)
-            self.say(
-                f"step {clock.step:,} of at most {clock.total_steps:,}  loss {np.mean(self.losses):.4f}  "
-                f"{self.tokens:,} tokens  {rate:,.0f} tokens/s  {left:,.0f} s left"
-            )
-            self.losses.clear()
-            self.said_at = clock.elapsed_s

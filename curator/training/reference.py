@@ -175,7 +175,7 @@ def _make_card(result: TrainResult) -> str:
         held = f"{result.loss_before:.4f} under the base, {result.loss_after:.4f} under this model"
     facts: dict[str, Any] = {
         "base": f"`{spec.base}`" + (f" at `{spec.revision}`" if spec.revision else ""),
-        "good data": f"`{spec.corpus.uri}`: {result.documents:,} documents, {result.tokens:,} tokens",
+        "good data": f"{spec.corpus.kind}, {result.documents:,} documents, {result.tokens:,} tokens",
         "training": f"{result.steps:,} steps, {result.trained_tokens:,} tokens, {result.seconds:,.0f} s",
         "learning rate": f"{spec.learning_rate:g}, falling to 0 along a cosine",
         "held-out loss (nats)": held,

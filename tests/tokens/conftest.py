@@ -56,10 +56,21 @@ def tokenizer_files(
     return files
 
 
+class _Loaded(dict[str, Tokenizer]):
+    """Loads a family when it is first asked for: SmolLM2 takes seconds, and only slow tests want it."""
+
+    def __init__(self, files: dict[str, Path]) -> None:
+        self.files = files
+
+    def __missing__(self, kind: str) -> Tokenizer:
+        self[kind] = load_tokenizer(str(self.files[kind]), None, TokensConfig())
+        return self[kind]
+
+
 @pytest.fixture(scope="session")
 def good_tokenizers(tokenizer_files: dict[str, Path]) -> dict[str, Tokenizer]:
     """Every accepted family, with BOS and EOS as its own post-processor has it."""
-    return {kind: load_tokenizer(str(path), None, TokensConfig()) for kind, path in tokenizer_files.items()}
+    return _Loaded(tokenizer_files)
 
 
 @pytest.fixture

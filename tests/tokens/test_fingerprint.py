@@ -82,6 +82,7 @@ def test_dropout_is_off(built: Built, write: Write) -> None:
         assert isinstance(document, EncodedDocument) and document.input_ids.tolist() == steady.input_ids.tolist()
 
 
+@pytest.mark.slow
 def test_a_gguf_and_the_directory_saved_from_it_are_equal(
     good_tokenizers: dict[str, Tokenizer], smollm2_gguf: Path, tmp_path: Path
 ) -> None:

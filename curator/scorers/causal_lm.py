@@ -1,0 +1,180 @@
+"""Run a causal language model of `transformers` over batches and score every token.
+
+The body of the model runs without its head, cache or mask: sequences are padded on the right, which a causal model
+never looks at, so no sequence sees another and the fast causal attention path is taken. `head` does the rest.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from curator.data import Feature, IntArray, TokenScores
+from curator.errors import ScorerError
+from curator.scorers.batches import plan_batches
+from curator.scorers.head import RowScores, read_head, score_rows
+
+_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
+
+
+def load_model(
+    model: str, revision: str | None, dtype: str, attn_implementation: str | None, on_gpu: bool, threads: int
+) -> Any:
+    """Load a checkpoint for scoring; raises ScorerError when it does not fit `transformers` or lacks weights."""
+    from transformers import AutoModelForCausalLM, GgufConfig
+    from transformers.utils import logging
+
+    if on_gpu and not torch.cuda.is_available():
+        raise ScorerError(
+            f"model {model!r} asks for a GPU and torch sees none here; set gpus: 0, or install CUDA torch"
+        )
+    torch.set_num_threads(threads)
+    logging.disable_progress_bar()
+    path = Path(model).expanduser()
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "trust_remote_code": False, "output_loading_info": True}
+    if path.is_file():
+        options |= {"gguf_file": path.name, "quantization_config": GgufConfig(dequantize=True)}
+    else:
+        options |= {"use_safetensors": True, "revision": revision}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    source = path.parent if path.is_file() else path if path.exists() else model
+    try:
+        loaded, report = AutoModelForCausalLM.from_pretrained(source, **options)
+    except (ValueError, KeyError, OSError, ImportError, RuntimeError) as error:
+        raise ScorerError(f"transformers cannot load model {model!r}: {type(error).__name__}: {error}") from error
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise ScorerError(
+            f"model {model!r} lacks weights for {len(missing)} tensors, first {missing[0]}: not a whole model"
+        )
+    return loaded.eval().requires_grad_(False).to("cuda" if on_gpu else "cpu")
+
+
+class CausalScorer:
+    """Scores token sequences with one loaded model; see `curator.data.Scorer`."""
+
+    def __init__(self, model: Any, features: tuple[Feature, ...] = (), batch_tokens: int | None = None) -> None:
+        """Take a loaded causal language model; raises ScorerError when its head does more than is known here."""
+        self._model = model
+        self._body = model.base_model
+        self._head = read_head(model)
+        self._device = self._head.weight_VH.device
+        self._features = features
+        self._batch_tokens = batch_tokens or _BATCH_TOKENS[self._device.type]
+        self._vocabulary = model.get_input_embeddings().weight.shape[0]
+        self._halvings = 0
+        self._check_head()
+
+    def score(self, sequences: Sequence[IntArray], on_tokens: Callable[[int], None]) -> list[TokenScores]:
+        """Score sequences no longer than the model's context; raises ScorerError for unusable ids or scores."""
+        self._check_ids(sequences)
+        scores = [_unscored(len(ids_T), self._features) for ids_T in sequences]
+        on_tokens(sum(len(ids_T) for ids_T in sequences if len(ids_T) < 2))
+        waiting = plan_batches([len(ids_T) for ids_T in sequences], self._batch_tokens)[::-1]
+        while waiting:
+            batch = waiting.pop()
+            try:
+                rows = self._score_batch([sequences[i] for i in batch])
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                waiting += self._halve(batch, len(sequences[batch[0]]))
+                continue
+            _store(rows, batch, scores)
+            on_tokens(sum(len(sequences[i]) for i in batch))
+        return scores
+
+    def notes(self) -> dict[str, Any]:
+        """How many batches were halved after running out of memory since the last call, if any."""
+        halvings, self._halvings = self._halvings, 0
+        return {"batches_halved_out_of_memory": halvings} if halvings else {}
+
+    def _score_batch(self, batch: list[IntArray]) -> RowScores:
+        """Scores of all positions but each sequence's first, sequence after sequence."""
+        lengths = [len(ids_T) for ids_T in batch]
+        ids_BT = torch.zeros((len(batch), max(lengths)), dtype=torch.int64)
+        for row, ids_T in enumerate(batch):
+            ids_BT[row, : len(ids_T)] = torch.from_numpy(ids_T.astype(np.int64))
+        ids_BT = ids_BT.to(self._device)
+        with torch.inference_mode():
+            hidden_BTH = self._body(input_ids=ids_BT, use_cache=False)[0]
+            hidden_NH = torch.cat([hidden_BTH[row, : length - 1] for row, length in enumerate(lengths)])
+            target_N = torch.cat([ids_BT[row, 1:length] for row, length in enumerate(lengths)])
+            del hidden_BTH
+            return score_rows(self._head, hidden_NH, target_N, self._features)
+
+    def _halve(self, batch: list[int], longest: int) -> list[list[int]]:
+        """Two smaller batches, in the order in which they are to be popped."""
+        if len(batch) == 1:
+            raise ScorerError(
+                f"out of memory with a single sequence of {longest} tokens; set a shorter context, a smaller dtype, or "
+                "fewer workers on this machine"
+            )
+        self._halvings += 1
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        middle = len(batch) // 2
+        return [batch[middle:], batch[:middle]]
+
+    def _check_ids(self, sequences: Sequence[IntArray]) -> None:
+        for number, ids_T in enumerate(sequences):
+            if len(ids_T) and (ids_T.min() < 0 or ids_T.max() >= self._vocabulary):
+                raise ScorerError(
+                    f"sequence {number} holds token id {int(ids_T.max())} or {int(ids_T.min())}, outside the model's "
+                    f"{self._vocabulary} embeddings; tokenize with the model's own tokenizer"
+                )
+
+    def _check_head(self) -> None:
+        """Compare with the model's own logits once: some architectures treat them in ways not known here."""
+        ids_T = np.arange(1, min(17, self._vocabulary), dtype=np.int32)
+        ours_N = self._score_batch([ids_T]).logprobs_N
+        ids_BT = torch.from_numpy(ids_T.astype(np.int64))[None].to(self._device)
+        with torch.inference_mode():
+            logits_NV = self._model(input_ids=ids_BT, use_cache=False).logits[0, :-1].float()
+            theirs_N = logits_NV.log_softmax(-1).gather(1, ids_BT[0, 1:, None])[:, 0]
+        exponent = -12 if self._head.weight_VH.dtype == torch.float32 else -6
+        tolerance = 2.0**exponent * max(1.0, float(logits_NV.abs().max()))
+        difference = float((ours_N - theirs_N).abs().max())
+        if not difference <= tolerance:
+            raise ScorerError(
+                f"{type(self._model).__name__} does more to its logits than this engine knows: log-probs differ by "
+                f"{difference:.3g} nats from its own (tolerance {tolerance:.3g}); use engine vllm, or dtype float32"
+            )
+
+
+def _unscored(length: int, features: tuple[Feature, ...]) -> TokenScores:
+    def nothing() -> Any:
+        return np.full(length, np.nan, np.float32)
+
+    return TokenScores(
+        nothing(), nothing() if "entropy" in features else None, nothing() if "rank" in features else None
+    )
+
+
+def _store(rows: RowScores, batch: list[int], scores: list[TokenScores]) -> None:
+    """Copy a batch's rows to their sequences; raises ScorerError naming a sequence with a score that is not finite."""
+    columns = {"logprobs_T": rows.logprobs_N, "entropy_T": rows.entropy_N, "rank_T": rows.rank_N}
+    for name, values in columns.items():
+        if values is None:
+            continue
+        values_N = values.cpu().numpy()
+        start = 0
+        for i in batch:
+            target_T = getattr(scores[i], name)
+            stop = start + len(target_T) - 1
+            target_T[1:] = values_N[start:stop]
+            start = stop
+            bad = np.flatnonzero(~np.isfinite(target_T[1:]))
+            if len(bad):
+                raise ScorerError(
+                    f"sequence {i} got {name.removesuffix('_T')} {target_T[1 + bad[0]]} at token {1 + bad[0]}; the "
+                    "model overflows or its weights are damaged: try dtype bfloat16 or float32"
+                )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """CPU torch has no type of its own for it."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

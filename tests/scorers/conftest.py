@@ -1,0 +1,65 @@
+"""Tiny random checkpoints of several architectures, written as any trainer would write them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+COMMON: dict[str, Any] = {
+    "vocab_size": 5000,  # more than one tile of the head, and no multiple of it
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.4,  # large enough for logits that are far from uniform
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+GPT2 = {"vocab_size": 5000, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "initializer_range": 0.4}
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama_tied": ("LlamaConfig", COMMON | {"tie_word_embeddings": True}),
+    "llama_untied": ("LlamaConfig", COMMON | {"tie_word_embeddings": False}),
+    "qwen3": ("Qwen3Config", COMMON),
+    "gemma2_softcap": ("Gemma2Config", COMMON | {"final_logit_softcapping": 5.0, "sliding_window": 16}),
+    "gpt2": ("GPT2Config", GPT2 | {"bos_token_id": 1, "eos_token_id": 2}),
+    "phi_bias": ("PhiConfig", {k: v for k, v in COMMON.items() if k != "head_dim"}),
+    "granite_scaling": ("GraniteConfig", COMMON | {"logits_scaling": 8.0}),
+    "cohere_scale": ("CohereConfig", COMMON | {"logit_scale": 0.25, "use_qk_norm": False}),
+}
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folder of a random float32 checkpoint of the named architecture, made once."""
+    made: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name not in made:
+            import torch
+            import transformers
+            from transformers.utils import logging
+
+            logging.disable_progress_bar()
+            kind, arguments = ARCHITECTURES[name]
+            torch.manual_seed(7)
+            config = getattr(transformers, kind)(**arguments)
+            model = transformers.AutoModelForCausalLM.from_config(config)
+            for key, value in model.named_parameters():
+                if "bias" in key:
+                    torch.nn.init.normal_(value)
+            made[name] = tmp_path_factory.mktemp(name)
+            model.save_pretrained(made[name])
+        return made[name]
+
+    return make
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def each_checkpoint(request: pytest.FixtureRequest, checkpoint: Callable[[str], Path]) -> Path:
+    """Every architecture in turn."""
+    return checkpoint(request.param)

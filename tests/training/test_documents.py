@@ -1,0 +1,55 @@
+"""Good data: every token learned once, every row accounted for."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import curator
+from curator.corpora.jsonl import JsonlCorpus
+from curator.tokens.tokenizer import TokensConfig, load_tokenizer
+from curator.training.documents import cut_rows, hold_out, make_batches, read_documents
+
+TOKENIZER = str(Path(curator.__file__).parent / "scorers" / "bigram_model" / "tokenizer.json")
+
+
+def documents(lengths: list[int]) -> list[np.ndarray]:
+    starts = np.cumsum([0, *lengths])
+    return [np.arange(start, start + length, dtype=np.int32) for start, length in zip(starts, lengths, strict=False)]
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.integers(2, 50), min_size=1, max_size=10), st.integers(2, 20), st.integers(2, 64))
+def test_every_token_but_a_documents_first_is_predicted_once(lengths: list[int], rows_of: int, micro: int) -> None:
+    rows = cut_rows(documents(lengths), rows_of)
+    assert all(2 <= len(row) <= rows_of and (np.diff(row) == 1).all() for row in rows)
+    predicted = np.sort(np.concatenate([row[1:] for row in rows]))
+    np.testing.assert_array_equal(predicted, np.concatenate([ids[1:] for ids in documents(lengths)]))
+    batches = make_batches(rows, micro, seed=3)
+    assert sorted(row[0] for batch in batches for row in batch) == sorted(row[0] for row in rows)
+    assert all(len(batch) == 1 or len(batch) * max(map(len, batch)) <= micro for batch in batches)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5, 0.99])
+def test_whole_documents_are_held_out_and_one_is_always_left(fraction: float) -> None:
+    everything = documents([10] * 20)
+    train, held = hold_out(everything, fraction, seed=1)
+    assert sorted(ids[0] for ids in train + held) == [ids[0] for ids in everything]
+    assert len(held) == min(19, round(fraction * 20))
+    assert len(train) >= 1
+
+
+def test_rows_that_cannot_be_learned_are_counted_by_reason(tmp_path: Path) -> None:
+    path = tmp_path / "good.jsonl.gz"
+    rows = ['{"text": "a sentence"}', "not json", '{"text": "  "}', '{"other": 1}', '{"text": "another sentence"}']
+    path.write_bytes(gzip.compress("\n".join([*rows, json.dumps({"text": "e"})]).encode()))
+    tokenizer = load_tokenizer(TOKENIZER, None, TokensConfig(bos=False))
+    data = read_documents(JsonlCorpus(uri=str(path)), tokenizer)
+    assert len(data.documents) == 2
+    assert data.bad_rows == {"not_json": 1, "empty_text": 1, "missing_text": 1, "one_token": 1}
+    assert data.examples[0].startswith("good.jsonl.gz row 1: not_json")
+    assert data.tokens == sum(len(e.input_ids) for e in tokenizer.encode(["a sentence", "another sentence"]))  # type: ignore[union-attr]

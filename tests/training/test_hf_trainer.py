@@ -1,0 +1,67 @@
+"""The HF Trainer with our loss: a step's gradient is that of the definition, however the step is cut."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
+
+from curator.training import Collator
+from curator.training.hf_trainer import WeightedTrainer
+
+
+def tiny_model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+    )
+    return LlamaForCausalLM(config).double()
+
+
+def rows(hard: bool) -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(1)
+    made = []
+    for length in (3, 9, 5, 12, 2, 7):
+        ids = torch.randint(40, (length,), generator=generator)
+        weights = torch.rand(length, generator=generator) * (torch.rand(length, generator=generator) > 0.5)
+        weights[0] = 0
+        row = {"input_ids": ids, "labels": torch.where(weights > 0, ids, -100)}
+        made.append(row if hard else {**row, "token_weights": weights})
+    return made
+
+
+def expected_step(data: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """One plain gradient step of size 1, document by document, without padding."""
+    model = tiny_model()
+    total, weight_sum = torch.zeros((), dtype=torch.float64), 0.0
+    for row in data:
+        logits = model(input_ids=row["input_ids"][None]).logits[0].log_softmax(-1)
+        for t in range(1, len(row["input_ids"])):
+            weight = float(row["token_weights"][t]) if "token_weights" in row else float(row["labels"][t] != -100)
+            total = total - weight * logits[t - 1, row["input_ids"][t]]
+            weight_sum += weight
+    (total / weight_sum).backward()
+    return {name: (p - p.grad).detach() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize(("batch", "accumulate"), [(6, 1), (2, 3), (1, 6), (4, 2)])
+def test_one_step_takes_the_gradient_of_the_weighted_mean(
+    tmp_path: Path, batch: int, accumulate: int, hard: bool
+) -> None:
+    model, data = tiny_model(), rows(hard)
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate,
+        max_steps=1, use_cpu=True, max_grad_norm=0, remove_unused_columns=False, report_to="none",
+        save_strategy="no", disable_tqdm=True, dataloader_pin_memory=False, logging_strategy="no",
+    )  # fmt: skip
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    constant = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    trainer = WeightedTrainer(
+        model=model, args=arguments, train_dataset=data, data_collator=Collator(pad_to_multiple_of=4),
+        optimizers=(optimizer, constant),
+    )  # fmt: skip
+    trainer.train()
+    for name, value in expected_step(data).items():
+        torch.testing.assert_close(model.get_parameter(name).detach(), value, rtol=1e-6, atol=5e-8)
