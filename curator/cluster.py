@@ -8,6 +8,7 @@ A shard that fails is tried again up to `retries` times, on whichever actor is f
 dies is restarted by Ray. Errors that no retry can mend (a full disk, a bad tokenizer) end the map at once.
 """
 
+import gc
 import os
 import platform
 import threading
@@ -109,7 +110,8 @@ class _Actor:
         opening = self._generation != generation
         try:
             if opening:
-                self._ahead = None
+                self._ahead = self._stage = None  # what the last stage held must be gone before the next one starts
+                gc.collect()
                 stage.open()
                 self._stage, self._generation, opening = stage, generation, False
             assert self._stage is not None
@@ -145,25 +147,30 @@ def versions() -> dict[str, str]:
 
 
 class Pool:
-    """A set of actors that can run one stage after another."""
+    """Actors of one kind, which run one stage after another."""
 
-    def __init__(self, count: int, workers: Workers, retries: int) -> None:
-        remote = ray.remote(
+    def __init__(self, workers: Workers, retries: int) -> None:
+        self._remote = ray.remote(
             num_cpus=workers.cpus,
             num_gpus=workers.gpus,
             max_restarts=-1,
             max_task_retries=0,
             concurrency_groups={"status": 1},
         )(_Actor)
-        environment = {"env_vars": {"OMP_NUM_THREADS": str(workers.cpus), "TOKENIZERS_PARALLELISM": "false"}}
-        self._actors = [remote.options(runtime_env=environment).remote() for _ in range(count)]
+        variables = {"OMP_NUM_THREADS": str(workers.cpus), "TOKENIZERS_PARALLELISM": "false"}
+        self._environment = {"env_vars": variables}
+        self.workers = workers
+        self._actors: list[Any] = []
         self._retries = retries
         self._generation = 0
-        self._check_versions()
 
-    def _check_versions(self) -> None:
+    def grow(self, count: int) -> None:
+        """Start actors until there are `count`, and check that they run the driver's versions."""
+        missing = range(count - len(self._actors))
+        started = [self._remote.options(runtime_env=self._environment).remote() for _ in missing]
+        self._actors += started
         mine = versions()
-        for theirs in ray.get([actor.versions.remote() for actor in self._actors]):
+        for theirs in ray.get([actor.versions.remote() for actor in started]):
             if theirs != mine:
                 raise ClusterError(f"a worker has {theirs}, the driver {mine}; install the same versions everywhere")
 
@@ -289,12 +296,46 @@ class _Run(Generic[Task, Result]):
                     self.live_tokens[actor] = 0
 
 
+class Cluster:
+    """A connection to Ray. Stages that take the same resources share one pool, which spares starting processes."""
+
+    def __init__(self, retries: int) -> None:
+        self._retries = retries
+        self._pool: Pool | None = None
+
+    def pool(self, workers: Workers, tasks: int) -> Pool:
+        """Actors for up to `tasks` tasks."""
+        count = count_workers(workers, tasks)
+        if self._pool is None or self._pool.workers != workers:
+            self.close()
+            self._pool = Pool(workers, self._retries)
+        self._pool.grow(count)
+        return self._pool
+
+    def close(self) -> None:
+        """End the actors."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+
 @contextmanager
-def connect(address: str | None) -> Iterator[None]:
+def connect(address: str | None, retries: int = 0) -> Iterator[Cluster]:
     """Join the cluster at `address` (or `RAY_ADDRESS`), or start a local one that ends with this process.
 
-    A cluster elsewhere gets this package by `runtime_env`, so that workers run the same code.
+    A process that has joined a cluster already stays with it. A cluster elsewhere gets this package by `runtime_env`,
+    so that workers run the same code.
     """
+    cluster = Cluster(retries)
+    with _joined(address):
+        try:
+            yield cluster
+        finally:
+            cluster.close()
+
+
+@contextmanager
+def _joined(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
@@ -332,16 +373,6 @@ def count_workers(workers: Workers, tasks: int) -> int:
     if wanted > fits:
         raise ClusterError(f"run.workers is {wanted} and the cluster has room for {fits}; lower it or use auto")
     return max(1, min(wanted, tasks))
-
-
-@contextmanager
-def open_pool(workers: Workers, tasks: int, retries: int) -> Iterator[Pool]:
-    """Start actors for up to `tasks` tasks; needs `connect`."""
-    pool = Pool(count_workers(workers, tasks), workers, retries)
-    try:
-        yield pool
-    finally:
-        pool.close()
 
 
 def raise_failures(stage: str, failures: Sequence[ShardFailure[Any]], describe: Callable[[Any], str]) -> None:

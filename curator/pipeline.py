@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from curator import cluster, storage
-from curator.cluster import Pool, open_pool, raise_failures
+from curator import storage
+from curator.cluster import Cluster, Pool, connect, raise_failures
 from curator.errors import OutputError, ShardError
 from curator.job import CALIBRATION, Calibration, Job
 from curator.manifest import MANIFEST, LostShard, Manifest, ShardFolder, read_manifest
@@ -42,11 +42,11 @@ def curate(spec: CurationSpec, reporter: Reporter | None = None) -> Manifest:
     job = Job(spec, open_plan(spec), reporter or Silent())
     if storage.exists(storage.join(job.root, MANIFEST)):
         return read_manifest(job.root)
-    with cluster.connect(spec.run.address):
-        lost = tokenize(job)
+    with connect(spec.run.address, spec.run.retries) as cluster:
+        lost = tokenize(job, cluster)
         for name in spec.models:
-            lost += score(job, name, lost)
-        calibration = weigh(job, lost)
+            lost += score(job, cluster, name, lost)
+        calibration = weigh(job, cluster, lost)
     return publish_dataset(job, calibration)
 
 
@@ -82,15 +82,15 @@ def select(directory: str, policy: Any, output: str, *, weights_only: bool = Fal
         frozen = read_plan(job.root)
         assert frozen is not None
         check_same_spec(frozen, spec)
-    with cluster.connect(spec.run.address):
-        calibration = weigh(job, list(lost))
+    with connect(spec.run.address, spec.run.retries) as cluster:
+        calibration = weigh(job, cluster, list(lost))
     return publish_dataset(job, calibration)
 
 
 # ------------------------------------------------------------------------------------------------ the steps
 
 
-def tokenize(job: Job) -> list[LostShard]:
+def tokenize(job: Job, cluster: Cluster) -> list[LostShard]:
     """Write every token shard that is not there yet."""
     done = job.tokens.published()
     tasks = [tuple(s for s in group if s.number not in done) for group in job.plan.passes()]
@@ -98,11 +98,10 @@ def tokenize(job: Job) -> list[LostShard]:
     if not tasks:
         return []
     stage = TokenizeStage(job.tokens, job.spec, job.plan)
-    with open_pool(job.workers(), len(tasks), job.spec.run.retries) as pool:
-        return _map(job, pool, "tokenize", stage, tasks)
+    return _map(job, cluster.pool(job.workers(), len(tasks)), "tokenize", stage, tasks)
 
 
-def score(job: Job, name: str, lost: Sequence[LostShard]) -> list[LostShard]:
+def score(job: Job, cluster: Cluster, name: str, lost: Sequence[LostShard]) -> list[LostShard]:
     """Write one model's score shards that are not there yet."""
     folder, config = job.scores(name), job.spec.models[name]
     done = folder.published()
@@ -113,27 +112,26 @@ def score(job: Job, name: str, lost: Sequence[LostShard]) -> list[LostShard]:
         tokens=job.tokens, folder=folder, name=name, config=config, identity=job.plan.models[name],
         has_bos=job.plan.tokenizer.bos_id is not None, threads=job.spec.run.threads_per_worker,
     )  # fmt: skip
-    with open_pool(job.workers(config.gpus), len(tasks), job.spec.run.retries) as pool:
-        return _map(job, pool, f"score {name}", stage, tasks)
+    return _map(job, cluster.pool(job.workers(config.gpus), len(tasks)), f"score {name}", stage, tasks)
 
 
-def weigh(job: Job, lost: list[LostShard]) -> Calibration:
+def weigh(job: Job, cluster: Cluster, lost: list[LostShard]) -> Calibration:
     """Find the cuts, freeze them, and write every curated shard that is not there yet."""
     files = ShardFiles(job.tokens, _score_folders(job))
     calibration, done = job.read_calibration(), job.curated.published()
     tasks = job.shards(tuple(lost) if calibration is None else calibration.lost)
     if calibration is not None and len(done) == len(tasks):
         return calibration
-    with open_pool(job.workers(), len(tasks), job.spec.run.retries) as pool:
-        if calibration is None:
-            cuts = calibrate(pool, files, job.spec.policy, tasks, job.reporter)
-            calibration = freeze_calibration(job, Calibration(cuts=cuts, lost=tuple(lost)))
-        stage = SelectStage(
-            folder=job.curated, files=files, policy=job.spec.policy, output=job.spec.output,
-            carried=job.plan.carried_schema().serialize().to_pybytes(), cuts=calibration.cuts,
-            weights_only=job.weights_only,
-        )  # fmt: skip
-        _map(job, pool, "select", stage, [task for task in tasks if task.number not in done])
+    pool = cluster.pool(job.workers(), len(tasks))
+    if calibration is None:
+        cuts = calibrate(pool, files, job.spec.policy, tasks, job.reporter)
+        calibration = freeze_calibration(job, Calibration(cuts=cuts, lost=tuple(lost)))
+    stage = SelectStage(
+        folder=job.curated, files=files, policy=job.spec.policy, output=job.spec.output,
+        carried=job.plan.carried_schema().serialize().to_pybytes(), cuts=calibration.cuts,
+        weights_only=job.weights_only,
+    )  # fmt: skip
+    _map(job, pool, "select", stage, [task for task in tasks if task.number not in done])
     return calibration
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from curator import cluster
-from curator.cluster import ShardFailure, Workers, open_pool
+from curator.cluster import ShardFailure, Workers, connect
 from curator.errors import ClusterError, ScorerError, ShardError, StorageError
 from curator.progress import Silent
 
@@ -63,8 +63,10 @@ class Recorder(Silent):
 def run(stage: Square, tasks: int = 10, retries: int = 2) -> tuple[dict[int, int], list[ShardFailure[int]], Recorder]:
     results: list[tuple[int, int]] = []
     recorder = Recorder()
-    with open_pool(Workers(count=2), tasks, retries) as pool:
-        failures = pool.map(stage, range(tasks), reporter=recorder, tokens_of=lambda _: 1, on_result=results.append)
+    with connect("local", retries) as local:
+        failures = local.pool(Workers(count=2), tasks).map(
+            stage, range(tasks), reporter=recorder, tokens_of=lambda _: 1, on_result=results.append
+        )
     assert len(results) == len(dict(results))
     return dict(results), failures, recorder
 

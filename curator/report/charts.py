@@ -111,7 +111,7 @@ def _histogram_bars(
     for start, count, count_kept in zip(edges.tolist(), scored, map(min, kept, scored), strict=False):
         cells = (f"{count:,.0f}", f"{count_kept:,.0f}", format_share(count, total), format_share(count_kept, count))
         shares = count_kept / max(total, 1), (count - count_kept) / max(total, 1)
-        bars.append(Bar(f"{start:.4g} to {start + width:.4g}", *shares, cells))
+        bars.append(Bar(f"{start:g} to {start + width:g}", *shares, cells))
     outside = total - int(sum(scored))
     note = f"{outside:,} tokens ({format_share(outside, total)}) lie outside the drawn range." if outside else ""
     return bars, (low, high), note

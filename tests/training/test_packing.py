@@ -72,13 +72,14 @@ def test_only_the_end_of_the_last_sequence_is_padded(lengths: list[int], sequenc
 
 
 @settings(max_examples=50, deadline=None)
-@given(lengths_lists, st.integers(2, 17))
-def test_packing_goes_on_from_any_place(lengths: list[int], sequence_length: int) -> None:
+@given(lengths_lists, st.integers(2, 17), st.integers(0, 10**6))
+def test_packing_goes_on_from_any_place(lengths: list[int], sequence_length: int, which: int) -> None:
     rows = documents(lengths)
     packed = list(pack(rows, sequence_length))
-    for index, ((row, token), _) in enumerate(packed):
-        rest = [sequence for _, sequence in pack(rows[row:], sequence_length, token)]
-        assert len(rest) == len(packed) - index - 1
-        for again, (_, expected) in zip(rest, packed[index + 1 :], strict=True):
-            for name in expected:
-                np.testing.assert_array_equal(again[name], expected[name])
+    index = which % len(packed)
+    row, token = packed[index][0]
+    rest = [sequence for _, sequence in pack(rows[row:], sequence_length, token)]
+    assert len(rest) == len(packed) - index - 1
+    for again, (_, expected) in zip(rest, packed[index + 1 :], strict=True):
+        for name in expected:
+            np.testing.assert_array_equal(again[name], expected[name])
