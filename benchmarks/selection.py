@@ -186,9 +186,8 @@ def main() -> None:
         shutil.rmtree(folder)
     print(f"{result['scored']:,} scored tokens, kept {result['kept_share']:.5%}")
     for phase, limit in LIMITS.items():
-        print(
-            f"{phase:<16} {result[phase + '_s']:5.1f} s wall, {result[phase + '_cpu_s']:5.1f} s CPU (limit {limit:.0f} s)"
-        )
+        wall_s, cpu_s = result[f"{phase}_s"], result[f"{phase}_cpu_s"]
+        print(f"{phase:<16} {wall_s:5.1f} s wall, {cpu_s:5.1f} s CPU (limit {limit:.0f} s)")
     print(f"peak memory of all processes {result['cut and weights_peak_bytes'] / 2**20:,.0f} MiB (limit 1,024 MiB)")
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps({"policy": policy.model_dump(mode="json"), **result}, indent=1) + "\n")

@@ -31,7 +31,7 @@ from curator.data import (
     SourceFile,
     StrictModel,
 )
-from curator.errors import CorpusError, OutputError, ScorerError, SpecError, StorageError, TokenizerError
+from curator.errors import CorpusError, CuratorError, OutputError, SpecError
 from curator.spec import CurationSpec, differences, digest, stage_keys, stage_sections
 from curator.tokens.tokenizer import Tokenizer, load_tokenizer
 from curator.tokens.windows import plan_windows
@@ -129,6 +129,8 @@ def make_plan(spec: CurationSpec) -> Plan:
     with _path("corpus"):
         sample = read_sample(corpus, sources, tokenizer)
         carried = corpus.columns_schema(sources)
+    with _path("output.columns"):
+        spec.output.table_schema(carried, list(models))
     target_bytes = max(int(spec.shard_tokens * sample.bytes_per_token), 1)
     shards, damage = _cut_shards(corpus, sources, target_bytes, sample.bytes_per_token)
     if not shards and not damage:
@@ -226,7 +228,7 @@ class _path:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (CorpusError, ScorerError, TokenizerError, StorageError)):
+        if isinstance(error, CuratorError) and not isinstance(error, SpecError):
             raise SpecError(f"{self.path}: {error}") from error
 
 
