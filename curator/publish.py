@@ -51,8 +51,8 @@ def publish_dataset(job: Job, calibration: Calibration) -> Manifest:
     storage.replace(job.root, CARD, dataset_card(manifest).encode())
     if manifest.content == "dataset":
         storage.replace(job.root, REPORT, make_report(job, manifest).encode())
-    storage.clear_staging(job.root)
     storage.write_once(job.root, MANIFEST, manifest.model_dump_json(indent=1).encode())
+    storage.clear_staging(job.root)
     return read_manifest(job.root)
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,22 @@ def cluster_address(tmp_path: Path) -> Iterator[str]:
     ray("stop", "--force")
 
 
+def submit(address: str, *command: str) -> subprocess.CompletedProcess[str]:
+    """Submit and wait for the end; the head needs a moment until its job agent is up."""
+    deadline_s = time.monotonic() + 90
+    while True:
+        done = ray("job", "submit", f"--address={address}", "--", *command)
+        if "No available agent" not in done.stderr or time.monotonic() > deadline_s:
+            return done
+        time.sleep(0.5)
+
+
 def test_ray_job_submit_runs_a_spec(
     cluster_address: str, make_spec: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     spec = tmp_path / "spec.yaml"
     spec.write_text(yaml.safe_dump(make_spec(rows=60)))
-    done = ray("job", "submit", f"--address={cluster_address}", "--", "curator", "run", str(spec))
+    done = submit(cluster_address, "curator", "run", str(spec))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "succeeded" in done.stdout
     manifest = read_manifest(str(tmp_path / "out"))

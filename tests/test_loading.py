@@ -283,6 +283,7 @@ def test_a_state_of_something_else_is_refused(dataset: Path, tmp_path: Path) -> 
         curator.load(write_dataset(tmp_path / "other", [3]), seed=1).load_state_dict(state)
 
 
+@pytest.mark.slow  # torch waits 5 s for each worker that raised
 def test_a_state_of_this_process_is_refused_by_workers(dataset: Path) -> None:
     loaded = curator.load(dataset)
     next(iter(loaded))
@@ -370,3 +371,22 @@ def test_a_dataset_published_without_labels_loads(tmp_path: Path) -> None:
     items = list(curator.load(folder))
     assert len(items) > 3
     assert all(item["labels"].tolist() == expected[item["doc_id"]] for item in items)
+
+
+def test_a_dataset_loads_from_any_storage(dataset: Path) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.put(str(dataset), "/loading-test/out", recursive=True)
+    assert all(
+        same(a, b) for a, b in zip(curator.load("memory://loading-test/out"), curator.load(dataset), strict=True)
+    )
+    memory.rm("/loading-test", recursive=True)
+
+
+def test_weights_without_tokens_are_refused(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "out", [3])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "content": "weights"}))
+    with pytest.raises(OutputError, match="weights without tokens"):
+        curator.load(folder)

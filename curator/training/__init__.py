@@ -8,14 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from curator.training.collator import Collator
+    from curator.training.hf_trainer import WeightedTrainer
     from curator.training.losses import selective_loss, weighted_cross_entropy
     from curator.training.reference import TrainSpec, train_reference
 
-__all__ = ["Collator", "TrainSpec", "selective_loss", "train_reference", "weighted_cross_entropy"]
+__all__ = [
+    "Collator",
+    "TrainSpec",
+    "WeightedTrainer",
+    "selective_loss",
+    "train_reference",
+    "weighted_cross_entropy",
+]
 
 _HOMES = {
     "Collator": "collator",
     "TrainSpec": "reference",
+    "WeightedTrainer": "hf_trainer",
     "selective_loss": "losses",
     "train_reference": "reference",
     "weighted_cross_entropy": "losses",

@@ -44,7 +44,7 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]
         """Weighted loss of one micro-batch; `num_items_in_batch` is the weight sum of the step."""
         ours = {"labels", "token_weights", "document_ids"}
         taken = {name: v for name, v in inputs.items() if name not in ours and not name.startswith("logprobs_")}
-        outputs = model(**taken)
+        outputs = model(**taken, use_cache=False)  # with a cache, transformers lets packed documents see each other
         weights = _weights(inputs)
         # No weight in the whole step: let the loss see it for itself and be 0.
         denominator = num_items_in_batch if num_items_in_batch is not None and num_items_in_batch > 0 else None

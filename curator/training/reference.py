@@ -8,6 +8,7 @@ Invariant: the output appears whole or not at all, and a finished one is never o
 data gives it back, anything else is an error. Its tokenizer is the base's, checked by fingerprint.
 """
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -84,6 +85,8 @@ def train_reference(spec: TrainSpec, say: Say | None = None) -> TrainResult:
         TrainingError: no usable row, or a base that cannot be loaded or trained so.
     """
     say = say or _print_line
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise TrainingError("training a reference runs in one process; start it without torchrun or accelerate launch")
     output = Path(spec.output).expanduser().absolute()
     if output.is_dir() and any(output.iterdir()) and not (output / _RECORD).is_file():
         raise OutputError(f"{str(output)!r} already holds something else; name another output or remove it")

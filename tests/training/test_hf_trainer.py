@@ -9,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 from curator.training import Collator
 from curator.training.hf_trainer import WeightedTrainer
+from curator.training.packing import pack
 
 
 def tiny_model() -> LlamaForCausalLM:
@@ -45,14 +46,11 @@ def expected_step(data: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return {name: (p - p.grad).detach() for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("hard", [False, True])
-@pytest.mark.parametrize(("batch", "accumulate"), [(6, 1), (2, 3), (1, 6), (4, 2)])
-def test_one_step_takes_the_gradient_of_the_weighted_mean(
-    tmp_path: Path, batch: int, accumulate: int, hard: bool
-) -> None:
-    model, data = tiny_model(), rows(hard)
+def trained_step(folder: Path, data: list[dict[str, Any]], batch: int, accumulate: int) -> dict[str, torch.Tensor]:
+    """The parameters after one step of the Trainer, also of size 1."""
+    model = tiny_model()
     arguments = TrainingArguments(
-        output_dir=str(tmp_path), per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate,
+        output_dir=str(folder), per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate,
         max_steps=1, use_cpu=True, max_grad_norm=0, remove_unused_columns=False, report_to="none",
         save_strategy="no", disable_tqdm=True, dataloader_pin_memory=False, logging_strategy="no",
     )  # fmt: skip
@@ -63,5 +61,24 @@ def test_one_step_takes_the_gradient_of_the_weighted_mean(
         optimizers=(optimizer, constant),
     )  # fmt: skip
     trainer.train()
-    for name, value in expected_step(data).items():
-        torch.testing.assert_close(model.get_parameter(name).detach(), value, rtol=1e-6, atol=5e-8)
+    return {name: p.detach() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize(("batch", "accumulate"), [(6, 1), (2, 3), (1, 6), (4, 2)])
+def test_one_step_takes_the_gradient_of_the_weighted_mean(
+    tmp_path: Path, batch: int, accumulate: int, hard: bool
+) -> None:
+    trained = trained_step(tmp_path, rows(hard), batch, accumulate)
+    for name, value in expected_step(rows(hard)).items():
+        torch.testing.assert_close(trained[name], value, rtol=1e-6, atol=5e-8)
+
+
+@pytest.mark.parametrize("sequence_length", [38, 50])
+def test_packed_documents_do_not_see_each_other(tmp_path: Path, sequence_length: int) -> None:
+    documents = [{name: values.numpy() for name, values in row.items()} for row in rows(hard=False)]
+    packed = [dict(sequence) for _, sequence in pack(enumerate(documents), sequence_length)]
+    assert len(packed) == 1, "every document fits whole"
+    trained = trained_step(tmp_path, packed, 1, 1)
+    for name, value in expected_step(rows(hard=False)).items():
+        torch.testing.assert_close(trained[name], value, rtol=1e-6, atol=5e-8)
