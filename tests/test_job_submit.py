@@ -15,7 +15,8 @@ from curator import read_manifest, verify
 
 pytestmark = pytest.mark.slow
 RAY = Path(sys.executable).with_name("ray")
-PORT, DASHBOARD_PORT, CLIENT_PORT = 46379, 48265, 48001
+PORT, DASHBOARD_PORT, CLIENT_PORT, AGENT_PORT = 46379, 48265, 48001, 48365
+NOT_READY = ("No available agent", "Failed to connect")
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {
     "RAY_AUTH_MODE": "disabled",
     "PATH": f"{RAY.parent}:{os.environ['PATH']}",
@@ -28,13 +29,17 @@ def ray(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def cluster_address(tmp_path: Path) -> Iterator[str]:
-    started = ray(
-        "start", "--head", f"--port={PORT}", f"--dashboard-port={DASHBOARD_PORT}", "--dashboard-host=127.0.0.1",
-        f"--ray-client-server-port={CLIENT_PORT}", "--num-cpus=3", "--object-store-memory=134217728",
-    )  # fmt: skip
-    assert started.returncode == 0, started.stderr
+    """A head with a dashboard, in the foreground of its own process: `ray stop` would end every Ray of this machine."""
+    command = [
+        str(RAY), "start", "--head", "--block", f"--port={PORT}", f"--dashboard-port={DASHBOARD_PORT}",
+        "--dashboard-host=127.0.0.1", f"--ray-client-server-port={CLIENT_PORT}", f"--dashboard-agent-listen-port={AGENT_PORT}", "--num-cpus=3",
+        "--object-store-memory=134217728",
+    ]  # fmt: skip
+    with (tmp_path / "head.log").open("wb") as log:
+        head = subprocess.Popen(command, env=ENVIRONMENT, stdout=log, stderr=log)
     yield f"http://127.0.0.1:{DASHBOARD_PORT}"
-    ray("stop", "--force")
+    head.terminate()
+    head.wait(timeout=60)
 
 
 def submit(address: str, *command: str) -> subprocess.CompletedProcess[str]:
@@ -42,7 +47,7 @@ def submit(address: str, *command: str) -> subprocess.CompletedProcess[str]:
     deadline_s = time.monotonic() + 90
     while True:
         done = ray("job", "submit", f"--address={address}", "--", *command)
-        if "No available agent" not in done.stderr or time.monotonic() > deadline_s:
+        if not any(sign in done.stderr for sign in NOT_READY) or time.monotonic() > deadline_s:
             return done
         time.sleep(0.5)
 

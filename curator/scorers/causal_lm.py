@@ -13,6 +13,7 @@ import torch
 
 from curator.data import Feature, IntArray, TokenScores
 from curator.errors import ScorerError
+from curator.scorers.attention import use_blocked_attention
 from curator.scorers.batches import plan_batches
 from curator.scorers.head import RowScores, read_head, score_rows
 
@@ -50,7 +51,21 @@ def load_model(
         raise ScorerError(
             f"model {model!r} lacks weights for {len(missing)} tensors, first {missing[0]}: not a whole model"
         )
-    return loaded.eval().requires_grad_(False).to("cuda" if on_gpu else "cpu")
+    loaded = loaded.eval().requires_grad_(False).to("cuda" if on_gpu else "cpu")
+    if attn_implementation is None:
+        choose_attention(loaded)
+    return loaded
+
+
+def choose_attention(model: Any) -> None:
+    """Pick an attention where the default of `transformers` is wrong or slow.
+
+    Gemma 2 caps its attention logits, which `sdpa` leaves out without a word.
+    """
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
+        model.set_attn_implementation("eager")
+    else:
+        use_blocked_attention(model)
 
 
 class CausalScorer:

@@ -29,7 +29,9 @@ class TransformersArguments(StrictModel):
         description="most tokens of a batch, padding included; null = 4,096 on a CPU, 32,768 on a GPU",
     )
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] | None = Field(
-        default=None, description="null = what transformers picks for the model, mostly sdpa"
+        default=None,
+        description="null = eager for models with capped attention, a faster one for bfloat16 on some CPUs, else what "
+        "transformers picks for the model, mostly sdpa",
     )
 
 

@@ -25,7 +25,10 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama_tied": ("LlamaConfig", COMMON | {"tie_word_embeddings": True}),
     "llama_untied": ("LlamaConfig", COMMON | {"tie_word_embeddings": False}),
     "qwen3": ("Qwen3Config", COMMON),
-    "gemma2_softcap": ("Gemma2Config", COMMON | {"final_logit_softcapping": 5.0, "sliding_window": 16}),
+    "gemma2_softcap": (
+        "Gemma2Config",
+        COMMON | {"final_logit_softcapping": 5.0, "attn_logit_softcapping": 1.0, "sliding_window": 16},
+    ),
     "gpt2": ("GPT2Config", GPT2 | {"bos_token_id": 1, "eos_token_id": 2}),
     "phi_bias": ("PhiConfig", {k: v for k, v in COMMON.items() if k != "head_dim"}),
     "granite_scaling": ("GraniteConfig", COMMON | {"logits_scaling": 8.0}),

@@ -36,10 +36,10 @@ def sequences_of(*lengths: int, vocabulary: int = 5000) -> list[np.ndarray]:
 
 
 def plain_logprobs(model: Path, ids: np.ndarray) -> np.ndarray:
-    """The oracle: the whole model in float32, one unpadded sequence, log_softmax in float64; shape (T - 1, V)."""
+    """The oracle: the whole model in float32, eager, one unpadded sequence, log_softmax in float64; (T - 1, V)."""
     from transformers import AutoModelForCausalLM
 
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.inference_mode():
         logits = loaded(input_ids=torch.from_numpy(ids.astype(np.int64))[None]).logits[0, :-1]
     return logits.double().log_softmax(-1).numpy()
