@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py --data FOLDER_WITH_corpus/mix.jsonl.gz
 
-Runs the whole job with the bigram engine, whose own memory is negligible, on the first 10 MB of the mix and on all of it
-(plain jsonl, one worker, the default shard size), and prints each stage's peak, from the receipts.
+Runs the whole job with the bigram engine, whose own memory is negligible, on the first 10 MB of the mix and on all of
+it (plain jsonl, one worker, the default shard size), and prints each stage's peak, from the receipts.
 """
 
 import argparse

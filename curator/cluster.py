@@ -8,23 +8,17 @@ A shard that fails is tried again up to `retries` times, on whichever actor is f
 dies is restarted by Ray. Errors that no retry can mend (a full disk, a bad tokenizer) end the map at once.
 """
 
-import gc
 import os
-import platform
-import threading
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Protocol, TypeVar
-
-import pyarrow as pa
+from typing import Any, Generic, Literal, TypeVar
 
 import curator
-from curator.errors import ClusterError, CuratorError, ShardError
+from curator.errors import ClusterError, ShardError
 from curator.progress import Reporter
+from curator.worker import Failure, Stage, StageWorker, versions
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no network calls that nobody asked for
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -37,24 +31,6 @@ _OBJECT_STORE_BYTES = 128 << 20
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-TaskContra = TypeVar("TaskContra", contravariant=True)
-ResultCo = TypeVar("ResultCo", covariant=True)
-
-
-class Stage(Protocol[TaskContra, ResultCo]):
-    """Work on one kind of task, picklable; opened once per actor."""
-
-    def open(self) -> None:
-        """Start what is expensive to start, such as an engine."""
-        ...
-
-    def load(self, task: TaskContra) -> Any:
-        """Read a task's input; called ahead of `run`, in another thread."""
-        ...
-
-    def run(self, task: TaskContra, inputs: Any, on_tokens: Callable[[int], None]) -> ResultCo:
-        """Do the work, publish its files, return something small."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -67,83 +43,12 @@ class Workers:
 
 
 @dataclass(frozen=True)
-class Failure:
-    """Why a task failed on one attempt; travels back from the worker."""
-
-    error: CuratorError
-    trace: str
-    opening: bool = False
-
-
-@dataclass(frozen=True)
 class ShardFailure(Generic[Task]):
     """A task that exhausted its retries."""
 
     task: Task
     attempts: int
     failure: Failure
-
-
-# ------------------------------------------------------------------------------------------------ worker side
-
-
-class _Actor:
-    """Holds one opened stage. `run` is one thread; `status` answers beside it."""
-
-    def __init__(self) -> None:
-        self._stage: Stage[Any, Any] | None = None
-        self._generation = -1
-        self._ahead: tuple[Any, Future[Any]] | None = None
-        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
-        self._tokens = 0
-        self._lock = threading.Lock()
-
-    def versions(self) -> dict[str, str]:
-        return versions()
-
-    def status(self) -> int:
-        """Tokens done on the running task."""
-        return self._tokens
-
-    def run(self, generation: int, stage: Stage[Any, Any], task: Any, upcoming: Any) -> Any:
-        self._tokens = 0
-        opening = self._generation != generation
-        try:
-            if opening:
-                self._ahead = self._stage = None  # what the last stage held must be gone before the next one starts
-                gc.collect()
-                stage.open()
-                self._stage, self._generation, opening = stage, generation, False
-            assert self._stage is not None
-            inputs = self._take_ahead(task)
-            if upcoming is not None:
-                self._ahead = (upcoming, self._reader.submit(self._stage.load, upcoming))
-            return self._stage.run(task, inputs, self._count)
-        except CuratorError as error:
-            return Failure(error, traceback.format_exc(), opening)
-        except Exception as error:  # anything else is a bug or a passing fault: the driver decides about retrying
-            wrapped = ClusterError(f"{type(error).__name__}: {error}")
-            wrapped.retryable = True
-            return Failure(wrapped, traceback.format_exc(), opening)
-
-    def _take_ahead(self, task: Any) -> Any:
-        assert self._stage is not None
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None and ahead[0] == task:
-            return ahead[1].result()
-        return self._stage.load(task)
-
-    def _count(self, tokens: int) -> None:
-        with self._lock:
-            self._tokens += tokens
-
-
-def versions() -> dict[str, str]:
-    """What must be equal on every machine of a run."""
-    return {"curator": curator.__version__, "python": platform.python_version(), "pyarrow": pa.__version__}
-
-
-# ------------------------------------------------------------------------------------------------ driver side
 
 
 class Pool:
@@ -156,7 +61,7 @@ class Pool:
             max_restarts=-1,
             max_task_retries=0,
             concurrency_groups={"status": 1},
-        )(_Actor)
+        )(StageWorker)
         variables = {"OMP_NUM_THREADS": str(workers.cpus), "TOKENIZERS_PARALLELISM": "false"}
         self._environment = {"env_vars": variables}
         self.workers = workers
@@ -381,8 +286,3 @@ def raise_failures(stage: str, failures: Sequence[ShardFailure[Any]], describe: 
         return
     lines = [f"  {describe(f.task)} ({f.attempts} attempts): {f.failure.error}" for f in failures]
     raise ShardError(f"{stage}: {len(failures)} shards failed; run the same command to resume\n" + "\n".join(lines))
-
-
-def worker_name() -> str:
-    """Host and process, for messages."""
-    return f"{platform.node()}:{os.getpid()}"

@@ -26,15 +26,14 @@ from curator.data import (
     Corpus,
     Document,
     Extent,
-    ModelConfig,
     ModelIdentity,
     SourceFile,
     StrictModel,
 )
-from curator.errors import CorpusError, CuratorError, OutputError, SpecError
+from curator.errors import CorpusError, OutputError, SpecError
+from curator.resolve import TokenizerIdentity, explained, resolve_models
 from curator.spec import CurationSpec, differences, digest, stage_keys, stage_sections
-from curator.tokens.tokenizer import Tokenizer, load_tokenizer
-from curator.tokens.windows import plan_windows
+from curator.tokens.tokenizer import Tokenizer
 
 PLAN = "plan.json"
 SCHEMA_VERSION = 1
@@ -50,16 +49,6 @@ class ShardRef(StrictModel):
     extents: tuple[Extent, ...]
     tokens: int = Field(description="estimate from the planning sample")
     stream: int | None = Field(default=None, description="source that is read in one pass with its other shards")
-
-
-class TokenizerIdentity(StrictModel):
-    """The dataset's tokenizer, resolved."""
-
-    source: str
-    revision: str | None
-    fingerprint: str
-    bos_id: int | None
-    eos_id: int | None = Field(description="appended to each document; null when tokens.eos is off")
 
 
 class Plan(StrictModel):
@@ -123,13 +112,13 @@ def make_plan(spec: CurationSpec) -> Plan:
         StorageError: a file cannot be read.
     """
     corpus = spec.corpus
-    with _path("corpus"):
+    with explained("corpus"):
         sources = list_sources(spec)
     tokenizer, identity, models = resolve_models(spec)
-    with _path("corpus"):
+    with explained("corpus"):
         sample = read_sample(corpus, sources, tokenizer)
         carried = corpus.columns_schema(sources)
-    with _path("output.columns"):
+    with explained("output.columns"):
         spec.output.table_schema(carried, list(models))
     target_bytes = max(int(spec.shard_tokens * sample.bytes_per_token), 1)
     shards, damage = _cut_shards(corpus, sources, target_bytes, sample.bytes_per_token)
@@ -162,74 +151,6 @@ def list_sources(spec: CurationSpec) -> list[SourceFile]:
         if not storage.shared_with_workers(uri):
             raise CorpusError(f"{uri!r} lives in one process and workers cannot read it; use a file or an object store")
     return sources
-
-
-def resolve_models(spec: CurationSpec) -> tuple[Tokenizer, TokenizerIdentity, dict[str, ModelIdentity]]:
-    """Identify every model and check that all of them share the dataset's tokenizer."""
-    models: dict[str, ModelIdentity] = {}
-    for name, config in spec.models.items():
-        with _path(f"models.{name}"):
-            models[name] = config.identify()
-    tokenizer, identity = _dataset_tokenizer(spec)
-    for name, config in spec.models.items():
-        left_context = _left_context(name, config, models[name].context, tokenizer.bos_id is not None)
-        models[name] = models[name].model_copy(update={"left_context": left_context})
-    for name, config in spec.models.items():
-        if name == spec.tokenizer_model():
-            continue
-        with _path(f"models.{name}"):
-            theirs = load_tokenizer(config.tokenizer_source(), config.revision, spec.tokens)
-        if theirs.fingerprint != tokenizer.fingerprint:
-            raise SpecError(
-                f"models.{name}: its tokenizer has fingerprint {theirs.fingerprint}, the dataset's "
-                f"({identity.source}) has {identity.fingerprint}; scores of another tokenizer cannot be aligned, "
-                "use models with the same tokenizer"
-            )
-    return tokenizer, identity, models
-
-
-def _left_context(name: str, config: ModelConfig, context: int, has_bos: bool) -> int:
-    """The left context as set, else the default, which gives way to a small window."""
-    chosen = (
-        config.left_context if "left_context" in config.model_fields_set else min(config.left_context, context // 2)
-    )
-    try:
-        plan_windows(1, context, chosen, has_bos)
-    except SpecError as error:
-        raise SpecError(f"models.{name}.{error}") from error
-    return chosen
-
-
-def _dataset_tokenizer(spec: CurationSpec) -> tuple[Tokenizer, TokenizerIdentity]:
-    name = spec.tokenizer_model()
-    if name is None:
-        path, source, revision = "tokens.tokenizer", spec.tokens.tokenizer or "", None
-    else:
-        config = spec.models[name]
-        path, source, revision = f"models.{name}", config.tokenizer_source(), config.revision
-    with _path(path):
-        tokenizer = load_tokenizer(source, revision, spec.tokens)
-    return tokenizer, TokenizerIdentity(
-        source=storage.absolute(source) if storage.exists(storage.absolute(source)) else source,
-        revision=revision,
-        fingerprint=tokenizer.fingerprint,
-        bos_id=tokenizer.bos_id,
-        eos_id=tokenizer.eos_id if tokenizer.appends_eos else None,
-    )
-
-
-class _path:
-    """Turn an error about something that the spec names into a SpecError with the path to it."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, CuratorError) and not isinstance(error, SpecError):
-            raise SpecError(f"{self.path}: {error}") from error
 
 
 def read_sample(corpus: Corpus, sources: Sequence[SourceFile], tokenizer: Tokenizer) -> Sample:

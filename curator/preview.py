@@ -14,10 +14,11 @@ from curator import tables
 from curator.data import Document
 from curator.errors import CorpusError
 from curator.outputs.parquet import build_rows
-from curator.plan import list_sources, read_sample, resolve_models
+from curator.plan import list_sources, read_sample
 from curator.report.html import ReportData, render_report
 from curator.report.samples import choose_samples
 from curator.report.statistics import measure_shard
+from curator.resolve import resolve_models
 from curator.selection.apply import apply_policy
 from curator.spec import CurationSpec
 from curator.stages.calibrate import calibrate_pieces

@@ -32,7 +32,8 @@ def cluster_address(tmp_path: Path) -> Iterator[str]:
     """A head with a dashboard, in the foreground of its own process: `ray stop` would end every Ray of this machine."""
     command = [
         str(RAY), "start", "--head", "--block", f"--port={PORT}", f"--dashboard-port={DASHBOARD_PORT}",
-        "--dashboard-host=127.0.0.1", f"--ray-client-server-port={CLIENT_PORT}", f"--dashboard-agent-listen-port={AGENT_PORT}", "--num-cpus=3",
+        "--dashboard-host=127.0.0.1", f"--ray-client-server-port={CLIENT_PORT}",
+        f"--dashboard-agent-listen-port={AGENT_PORT}", "--num-cpus=3",
         "--object-store-memory=134217728",
     ]  # fmt: skip
     with (tmp_path / "head.log").open("wb") as log:

@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 
 from curator import storage, tables
-from curator.cluster import worker_name
 from curator.corpora.rows import fit_columns
 from curator.data import BadRow, Corpus, Document, Extent, SourceFile
 from curator.errors import ClusterError, CorpusError
@@ -22,6 +21,7 @@ from curator.manifest import ShardFolder, TokenReceipt, publish_shard, start_rec
 from curator.plan import Plan, ShardRef
 from curator.spec import CurationSpec
 from curator.tokens.tokenizer import EncodedDocument, Tokenizer, load_tokenizer
+from curator.worker import worker_name
 
 _BATCH_BYTES = 1 << 20
 

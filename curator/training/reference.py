@@ -137,6 +137,9 @@ def _find_finished(output: Path, spec: TrainSpec, digest: str, say: Say) -> Trai
 
 
 def _train(spec: TrainSpec, data: GoodData, staging: Path, output: Path, say: Say) -> TrainResult:
+    # Threads that spin at a barrier starve each other when cores are shared: with one other busy process a step on two
+    # threads was measured at 35 s, and at 5 s when they sleep. OpenMP reads this once, when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from curator.training.fine_tune import fine_tune, load_base, save_model
 
     base = load_base(spec)

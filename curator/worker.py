@@ -1,0 +1,120 @@
+"""The worker's side of a map over shards: what a stage is, and the actor that holds one.
+
+Nothing here knows Ray: `curator.cluster` makes actors of `StageWorker`, and a test may call one as it is.
+"""
+
+import gc
+import os
+import platform
+import threading
+import traceback
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import pyarrow as pa
+
+import curator
+from curator.errors import ClusterError, CuratorError
+
+TaskContra = TypeVar("TaskContra", contravariant=True)
+ResultCo = TypeVar("ResultCo", covariant=True)
+
+
+class Stage(Protocol[TaskContra, ResultCo]):
+    """Work on one kind of task, picklable; opened once per actor."""
+
+    def open(self) -> None:
+        """Start what is expensive to start, such as an engine."""
+        ...
+
+    def load(self, task: TaskContra) -> Any:
+        """Read a task's input; called ahead of `run`, in another thread."""
+        ...
+
+    def run(self, task: TaskContra, inputs: Any, on_tokens: Callable[[int], None]) -> ResultCo:
+        """Do the work, publish its files, return something small."""
+        ...
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a task failed on one attempt; travels back from the worker."""
+
+    error: CuratorError
+    trace: str
+    opening: bool = False
+
+
+class StageWorker:
+    """Holds one opened stage. `run` is one thread; `status` answers beside it."""
+
+    def __init__(self) -> None:
+        self._stage: Stage[Any, Any] | None = None
+        self._generation = -1
+        self._ahead: tuple[Any, Future[Any]] | None = None
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
+        self._tokens = 0
+        self._lock = threading.Lock()
+
+    def versions(self) -> dict[str, str]:
+        """See the function of this name."""
+        return versions()
+
+    def status(self) -> int:
+        """Tokens done on the running task."""
+        return self._tokens
+
+    def run(self, generation: int, stage: Stage[Any, Any], task: Any, upcoming: Any) -> Any:
+        """Do one task, and begin to load the one that will probably come next.
+
+        Args:
+            generation: a new number means a new stage, which is opened first.
+            stage: the stage.
+            task: what to do.
+            upcoming: what to load ahead, or None.
+
+        Returns:
+            The stage's result, or a `Failure`: errors travel as values.
+        """
+        self._tokens = 0
+        opening = self._generation != generation
+        try:
+            if opening:
+                self._ahead = self._stage = None  # what the last stage held must be gone before the next one starts
+                gc.collect()
+                stage.open()
+                self._stage, self._generation, opening = stage, generation, False
+            assert self._stage is not None
+            inputs = self._take_ahead(task)
+            if upcoming is not None:
+                self._ahead = (upcoming, self._reader.submit(self._stage.load, upcoming))
+            return self._stage.run(task, inputs, self._count)
+        except CuratorError as error:
+            return Failure(error, traceback.format_exc(), opening)
+        except Exception as error:  # anything else is a bug or a passing fault: the driver decides about retrying
+            wrapped = ClusterError(f"{type(error).__name__}: {error}")
+            wrapped.retryable = True
+            return Failure(wrapped, traceback.format_exc(), opening)
+
+    def _take_ahead(self, task: Any) -> Any:
+        assert self._stage is not None
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] == task:
+            return ahead[1].result()
+        return self._stage.load(task)
+
+    def _count(self, tokens: int) -> None:
+        with self._lock:
+            self._tokens += tokens
+
+
+def versions() -> dict[str, str]:
+    """What must be equal on every machine of a run."""
+    return {"curator": curator.__version__, "python": platform.python_version(), "pyarrow": pa.__version__}
+
+
+def worker_name() -> str:
+    """Host and process, for messages."""
+    return f"{platform.node()}:{os.getpid()}"
