@@ -46,12 +46,12 @@ def run(spec: SpecPath) -> None:
 def plan(spec: SpecPath, as_json: Annotated[bool, typer.Option("--json", help="print the whole plan")] = False) -> None:
     """Show shards, tokens, time and disk; runs nothing and writes nothing."""
     from curator.estimate import estimate_job
+    from curator.frozen import find_plan
     from curator.job import Job
-    from curator.plan import make_plan
     from curator.spec import load_spec
 
     job_spec = load_spec(spec)
-    job = Job(job_spec, make_plan(job_spec))
+    job = Job(job_spec, find_plan(job_spec))
     if as_json:
         print(job.plan.model_dump_json(indent=1))
         return
@@ -148,11 +148,14 @@ def train_reference(spec: SpecPath) -> None:
     from pydantic import TypeAdapter
 
     from curator.spec import read_mapping, validate
-    from curator.training.reference import TrainSpec, train_reference
+    from curator.training.reference import train_reference
+    from curator.training.spec import TrainSpec
 
     train_spec = validate(TypeAdapter(TrainSpec), read_mapping(spec), spec)
     result = train_reference(train_spec)
     out.print(f"reference  {result.output}")
+    if result.bad_rows:
+        raise typer.Exit(QUARANTINED)
 
 
 def _finish(manifest: "object") -> None:

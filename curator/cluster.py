@@ -27,6 +27,7 @@ import ray
 import ray.exceptions
 
 _POLL_S = 0.5
+_ENVIRONMENT = {"MALLOC_ARENA_MAX": "2", "ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_WAIT_POLICY": "passive"}
 _OBJECT_STORE_BYTES = 128 << 20
 
 Task = TypeVar("Task")
@@ -62,7 +63,7 @@ class Pool:
             max_task_retries=0,
             concurrency_groups={"status": 1},
         )(StageWorker)
-        variables = {"OMP_NUM_THREADS": str(workers.cpus), "TOKENIZERS_PARALLELISM": "false"}
+        variables = {"OMP_NUM_THREADS": str(workers.cpus), "TOKENIZERS_PARALLELISM": "false"} | _ENVIRONMENT
         self._environment = {"env_vars": variables}
         self.workers = workers
         self._actors: list[Any] = []

@@ -50,7 +50,12 @@ class OutputError(CuratorError, ValueError):
 
 
 class StorageError(CuratorError, OSError):
-    """A read or write failed for a reason outside the data; the job can be resumed."""
+    """A read or write failed for a reason outside the data; the job can be resumed.
+
+    Retryable unless it says otherwise: a full disk does.
+    """
+
+    retryable = True
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

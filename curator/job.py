@@ -8,13 +8,11 @@ from dataclasses import dataclass, field
 from curator import storage
 from curator.cluster import Workers
 from curator.data import StrictModel
-from curator.manifest import LostShard, ShardFolder
+from curator.manifest import CALIBRATION, LostShard, ShardFolder, read_record
 from curator.plan import Plan, ShardRef
 from curator.progress import Reporter, Silent
 from curator.selection.cuts import Cuts
 from curator.spec import CurationSpec
-
-CALIBRATION = "calibration.json"
 
 
 class Calibration(StrictModel):
@@ -34,7 +32,6 @@ class Job:
     spec: CurationSpec
     plan: Plan
     reporter: Reporter = field(default_factory=Silent)
-    weights_only: bool = False
     directory: str | None = None
 
     @property
@@ -52,6 +49,11 @@ class Job:
         return ShardFolder(root=self.spec.work_root, name=f"{self.plan.plan_key}/scores/{self.plan.scores_key(name)}")
 
     @property
+    def weights_only(self) -> bool:
+        """Whether row-aligned weights alone are written."""
+        return self.plan.content == "weights"
+
+    @property
     def curated(self) -> ShardFolder:
         """The published shards: whole rows, or row-aligned weights alone."""
         return ShardFolder(root=self.root, name="weights" if self.weights_only else "curated")
@@ -66,7 +68,12 @@ class Job:
         gone = {shard.number for shard in lost}
         return [shard for shard in self.plan.shards if shard.number not in gone]
 
+    def clear_staging(self) -> None:
+        """Remove what killed runs left; nothing that a living one is writing."""
+        for root in {self.root, self.spec.work_root}:
+            storage.clear_staging(root)
+
     def read_calibration(self) -> Calibration | None:
         """The frozen calibration, or None."""
         uri = storage.join(self.root, CALIBRATION)
-        return Calibration.model_validate_json(storage.read_bytes(uri)) if storage.exists(uri) else None
+        return read_record(uri, Calibration) if storage.exists(uri) else None

@@ -10,12 +10,14 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
-from pydantic import Field
+import pyarrow.parquet as pq
+from pydantic import Field, ValidationError
 
 from curator import storage, tables
 from curator.data import BadRow, Cut, ModelIdentity, StrictModel
@@ -24,7 +26,8 @@ from curator.report.statistics import ShardStatistics
 
 SCHEMA_VERSION = 1
 RECEIPTS = "_receipts"
-MANIFEST = "manifest.json"
+CALIBRATION, MANIFEST = "calibration.json", "manifest.json"
+QUARANTINE, REPORT, CARD = "quarantine.jsonl", "report.html", "README.md"
 
 
 class Receipt(StrictModel):
@@ -100,14 +103,71 @@ class ShardFolder(StrictModel):
         return f"{self.name}/{RECEIPTS}/{number:05d}.json"
 
     def published(self) -> set[int]:
+        """Numbers of the shards that are there and have a receipt; one whose file was removed is to be made again."""
+        return self.receipts() & _numbers(storage.join(self.root, self.name), ".parquet")
+
+    def receipts(self) -> set[int]:
         """Numbers of the shards that have a receipt."""
-        names = storage.list_names(storage.join(self.root, self.name, RECEIPTS))
-        return {int(name.removesuffix(".json")) for name in names if name.endswith(".json")}
+        return _numbers(storage.join(self.root, self.name, RECEIPTS), ".json")
 
     def receipt(self, number: int, kind: type[AnyReceipt]) -> AnyReceipt:
         """Read one receipt."""
-        uri = storage.join(self.root, self.receipt_file(number))
-        return kind.model_validate_json(storage.read_bytes(uri))
+        return read_record(storage.join(self.root, self.receipt_file(number)), kind)
+
+    @contextmanager
+    def open(self, number: int) -> Iterator[pq.ParquetFile]:
+        """Open a shard for reading.
+
+        Raises:
+            StorageError: it is gone or damaged; the message says how to have it made again.
+        """
+        uri = self.uri(number)
+        try:
+            with storage.open_read(uri) as file:
+                yield tables.open_parquet(file)
+        except (pa.ArrowException, OSError) as error:
+            raise StorageError(
+                f"the shard {uri!r} cannot be read: {error}; if it is gone or damaged, remove it: the same command "
+                "makes it anew"
+            ) from error
+
+
+def _numbers(folder: str, ending: str) -> set[int]:
+    names = [name.removesuffix(ending) for name in storage.list_names(folder) if name.endswith(ending)]
+    return {int(name) for name in names if name.isdecimal()}
+
+
+Record = TypeVar("Record", bound=StrictModel)
+
+
+def read_record(uri: str, kind: type[Record], schema_version: int | None = None) -> Record:
+    """Read a JSON file that this library wrote.
+
+    Args:
+        uri: the file.
+        kind: what it holds.
+        schema_version: the version it must have, if records of this kind have one.
+
+    Raises:
+        OutputError: it is not such a record, or of another version.
+    """
+    try:
+        raw = storage.read_bytes(uri)
+        content = json.loads(raw)
+        version = content.get("schema_version") if isinstance(content, dict) else None
+        if schema_version is not None and version != schema_version:
+            raise OutputError(f"{uri!r} has schema version {version!r}; this curator reads version {schema_version}")
+        return kind.model_validate_json(raw)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        where, what = ".".join(map(str, fault["loc"])), fault["msg"]
+        raise OutputError(
+            f"{uri!r} is not a sound {kind.__name__}: {where}: {what}; restore it or start afresh"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(f"{uri!r} is not JSON: {error}; restore it or start afresh") from error
 
 
 def publish_shard(folder: ShardFolder, staged: Path, receipt: AnyReceipt) -> AnyReceipt:
@@ -136,9 +196,14 @@ def publish_shard(folder: ShardFolder, staged: Path, receipt: AnyReceipt) -> Any
         else:
             adopted, sha256, size_bytes = True, found_sha256, found_bytes
     receipt = receipt.model_copy(update={"sha256": sha256, "bytes": size_bytes, "adopted": adopted})
-    if storage.write_once(folder.root, folder.receipt_file(number), receipt.model_dump_json().encode()):
+    content = receipt.model_dump_json().encode()
+    if storage.write_once(folder.root, folder.receipt_file(number), content):
         return receipt
-    return folder.receipt(number, type(receipt))
+    standing = folder.receipt(number, type(receipt))
+    if standing.sha256 == sha256:
+        return standing
+    storage.replace(folder.root, folder.receipt_file(number), content)  # it spoke of a file that was removed since
+    return receipt
 
 
 def _is_sound(uri: str, rows: int) -> bool:
@@ -208,8 +273,4 @@ def read_manifest(directory: str) -> Manifest:
     uri = storage.join(directory, MANIFEST)
     if not storage.exists(uri):
         raise OutputError(f"{directory!r} holds no finished dataset (no {MANIFEST}); finish it with `curator run SPEC`")
-    content = json.loads(storage.read_bytes(uri))
-    version = content.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise OutputError(f"{uri!r} has schema version {version!r}; this curator reads version {SCHEMA_VERSION}")
-    return Manifest.model_validate(content)
+    return read_record(uri, Manifest, SCHEMA_VERSION)

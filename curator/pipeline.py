@@ -12,18 +12,19 @@ from pydantic import BaseModel
 
 from curator import storage
 from curator.cluster import Cluster, Pool, connect, raise_failures
-from curator.errors import OutputError, ShardError
-from curator.job import CALIBRATION, Calibration, Job
-from curator.manifest import MANIFEST, LostShard, Manifest, ShardFolder, read_manifest
-from curator.plan import PLAN, Plan, ShardRef, check_same_spec, open_plan, read_plan
+from curator.errors import CorpusError, OutputError, ShardError
+from curator.frozen import check_same_spec, check_vacant, open_plan, write_plan
+from curator.job import Calibration, Job
+from curator.manifest import CALIBRATION, MANIFEST, LostShard, Manifest, ShardFolder, read_manifest
+from curator.plan import PLAN, Plan, ShardRef, read_plan, with_absolute_places
 from curator.progress import Reporter, Silent
-from curator.publish import publish_dataset
+from curator.publish import bad_rows, publish_dataset
 from curator.spec import CurationSpec, parse_spec
 from curator.stages.calibrate import calibrate
 from curator.stages.pieces import ShardFiles
 from curator.stages.score import ScoreStage
 from curator.stages.select import SelectStage
-from curator.stages.tokenize import TokenizeStage
+from curator.stages.tokenize import TokenizeStage, describe_bad_row
 
 
 def curate(spec: CurationSpec, reporter: Reporter | None = None) -> Manifest:
@@ -42,10 +43,12 @@ def curate(spec: CurationSpec, reporter: Reporter | None = None) -> Manifest:
     job = Job(spec, open_plan(spec), reporter or Silent())
     if storage.exists(storage.join(job.root, MANIFEST)):
         return read_manifest(job.root)
+    job.clear_staging()
     with connect(spec.run.address, spec.run.retries) as cluster:
         lost = tokenize(job, cluster)
         for name in spec.models:
             lost += score(job, cluster, name, lost)
+        _require_any(job, lost)
         calibration = weigh(job, cluster, lost)
     return publish_dataset(job, calibration)
 
@@ -71,17 +74,18 @@ def select(directory: str, policy: Any, output: str, *, weights_only: bool = Fal
     """
     plan, lost = _selectable(directory)
     changes = {"policy": _as_plain(policy), "output": {**plan.spec["output"], "uri": output}}
-    changes["work"] = CurationSpec.model_validate(plan.spec).work_root
+    changes["work"] = plan.spec["work"] or storage.absolute(directory)
     spec = parse_spec({**plan.spec, **changes, **({"run": _as_plain(run)} if run else {})}, "select")
-    if spec.output_root == storage.absolute(directory):
+    if spec.output_root.rstrip("/") == storage.absolute(directory).rstrip("/"):
         raise OutputError(f"output {output!r} is the dataset itself; choose a new folder")
-    plan = plan.model_copy(update={"spec": spec.model_dump(mode="json")})
-    job = Job(spec, plan, reporter or Silent(), weights_only)
+    content = "weights" if weights_only else "dataset"
+    job = Job(
+        spec, plan.model_copy(update={"spec": with_absolute_places(spec), "content": content}), reporter or Silent()
+    )
     _require_shards(job, lost)
-    if not storage.write_once(job.root, PLAN, plan.model_dump_json(indent=1).encode()):
-        frozen = read_plan(job.root)
-        assert frozen is not None
-        check_same_spec(frozen, spec)
+    _claim_output(job)
+    if storage.exists(storage.join(job.root, MANIFEST)):
+        return read_manifest(job.root)
     with connect(spec.run.address, spec.run.retries) as cluster:
         calibration = weigh(job, cluster, list(lost))
     return publish_dataset(job, calibration)
@@ -92,6 +96,7 @@ def select(directory: str, policy: Any, output: str, *, weights_only: bool = Fal
 
 def tokenize(job: Job, cluster: Cluster) -> list[LostShard]:
     """Write every token shard that is not there yet."""
+    _refuse_bad_rows(job)
     done = job.tokens.published()
     tasks = [tuple(s for s in group if s.number not in done) for group in job.plan.passes()]
     tasks = [task for task in tasks if task]
@@ -99,6 +104,13 @@ def tokenize(job: Job, cluster: Cluster) -> list[LostShard]:
         return []
     stage = TokenizeStage(job.tokens, job.spec, job.plan)
     return _map(job, cluster.pool(job.workers(), len(tasks)), "tokenize", stage, tasks)
+
+
+def _refuse_bad_rows(job: Job) -> None:
+    """With `on_bad_row: fail`, also what planning or an earlier, more lenient run has found is an error."""
+    if job.spec.on_bad_row == "fail":
+        for bad in bad_rows(job):
+            raise CorpusError(describe_bad_row(bad))
 
 
 def score(job: Job, cluster: Cluster, name: str, lost: Sequence[LostShard]) -> list[LostShard]:
@@ -158,16 +170,23 @@ def _map(job: Job, pool: Pool, name: str, stage: Any, tasks: Sequence[Any]) -> l
     job.reporter.finish()
     if job.spec.on_bad_shard == "fail" or name == "select":
         raise_failures(name, failures, _describe)
+    published = stage.folder.published() if failures else set()  # a pass over one file may have got some shards done
     lost = [
         LostShard(number=shard.number, stage=name, reason=str(failure.failure.error))
         for failure in failures
         for shard in _shards(failure.task)
+        if shard.number not in published
     ]
-    if lost and len(lost) == len(job.plan.shards):
-        raise ShardError(f"{name}: every shard failed, the first with: {lost[0].reason}")
     for shard in lost:
         job.reporter.say(f"{name}: shard {shard.number:05d} is left out: {shard.reason}")
     return lost
+
+
+def _require_any(job: Job, lost: Sequence[LostShard]) -> None:
+    if lost and not job.shards(tuple(lost)):
+        raise ShardError(
+            f"{lost[0].stage}: every shard failed, the first with: {lost[0].reason}; run the same command to try again"
+        )
 
 
 def _shards(task: Any) -> tuple[ShardRef, ...]:
@@ -199,6 +218,19 @@ def _require_shards(job: Job, lost: tuple[LostShard, ...]) -> None:
         if missing:
             where = storage.join(folder.root, folder.name)
             raise OutputError(f"{where!r} lacks shard {missing[0]:05d}; its stored scores are gone, run the job again")
+
+
+def _claim_output(job: Job) -> None:
+    """Freeze the plan in the new dataset's folder, or see that the one there is the same."""
+    if read_plan(job.root) is None:
+        check_vacant(job.root)
+    if write_plan(job.root, job.plan):
+        return
+    frozen = read_plan(job.root)
+    assert frozen is not None
+    check_same_spec(frozen, job.spec, job.plan.content)
+    if frozen.plan_key != job.plan.plan_key:
+        raise OutputError(f"{job.root!r} was selected from another corpus; choose another output")
 
 
 def _as_plain(value: Any) -> Any:

@@ -13,7 +13,7 @@ import base64
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 from pydantic import Field
@@ -30,9 +30,10 @@ from curator.data import (
     SourceFile,
     StrictModel,
 )
-from curator.errors import CorpusError, OutputError, SpecError
+from curator.errors import CorpusError, SpecError
+from curator.manifest import read_record
 from curator.resolve import TokenizerIdentity, explained, resolve_models
-from curator.spec import CurationSpec, differences, digest, stage_keys, stage_sections
+from curator.spec import CurationSpec, digest
 from curator.tokens.tokenizer import Tokenizer
 
 PLAN = "plan.json"
@@ -40,6 +41,7 @@ SCHEMA_VERSION = 1
 _SAMPLE_FILES = 8
 _SAMPLE_BYTES_PER_FILE = 1 << 18
 _SAMPLE_ROWS_PER_FILE = 200
+_ROWS_THAT_TELL = 20  # fewer may all be bad by chance
 
 
 class ShardRef(StrictModel):
@@ -56,7 +58,8 @@ class Plan(StrictModel):
 
     schema_version: int = SCHEMA_VERSION
     plan_key: str
-    spec: dict[str, Any]
+    content: Literal["dataset", "weights"] = Field(default="dataset", description="weights = row-aligned weights alone")
+    spec: dict[str, Any] = Field(description="as given, but `output.uri` and `work` made absolute")
     sources: tuple[SourceFile, ...]
     shards: tuple[ShardRef, ...]
     damage: tuple[BadRow, ...] = Field(description="parts of files that cannot be read, found while planning")
@@ -128,7 +131,7 @@ def make_plan(spec: CurationSpec) -> Plan:
     frozen = [spec.model_dump(mode="json")["corpus"], encoded, sources, shards]
     return Plan(
         plan_key=digest([_plain(part) for part in frozen]),
-        spec=spec.model_dump(mode="json"),
+        spec=with_absolute_places(spec),
         sources=tuple(sources),
         shards=tuple(shards),
         damage=tuple(damage),
@@ -138,6 +141,14 @@ def make_plan(spec: CurationSpec) -> Plan:
         bytes_per_token=sample.bytes_per_token,
         text_bytes=sum(extent.size_bytes for shard in shards for extent in shard.extents),
     )
+
+
+def with_absolute_places(spec: CurationSpec) -> dict[str, Any]:
+    """The spec as plain values, with its places absolute: whoever reads them may be in another folder."""
+    content = spec.model_dump(mode="json")
+    content["output"]["uri"] = spec.output_root
+    content["work"] = None if spec.work is None else spec.work_root
+    return content
 
 
 def _plain(value: Any) -> Any:
@@ -160,11 +171,19 @@ def read_sample(corpus: Corpus, sources: Sequence[SourceFile], tokenizer: Tokeni
     rows = [row for source in chosen for row in _first_rows(corpus, source)]
     documents = [row for row in rows if isinstance(row, Document)]
     if rows and not documents:
-        raise CorpusError(f"{explain_missing_text([row for row in rows if isinstance(row, BadRow)])}")
+        _refuse_mistakes([row for row in rows if isinstance(row, BadRow)])
     encoded = [(d, e) for d, e in zip(documents, tokenizer.encode([d.text for d in documents]), strict=True)]
     text_bytes = sum(len(d.text.encode()) for d, e in encoded if not isinstance(e, str))
     tokens = sum(len(e.input_ids) for _, e in encoded if not isinstance(e, str))
     return Sample(documents, text_bytes / tokens if tokens else 4.0)
+
+
+def _refuse_mistakes(rows: list[BadRow]) -> None:
+    """Raise CorpusError where it is not the rows that are bad but the spec: every one fails in the same way."""
+    reasons = {bad.reason for bad in rows}
+    many = len(rows) >= _ROWS_THAT_TELL and reasons <= {"not_json", "text_not_string", "invalid_utf8"}
+    if len(reasons) == 1 and (many or reasons == {"missing_text"}):
+        raise CorpusError(explain_missing_text(rows))
 
 
 def _first_rows(corpus: Corpus, source: SourceFile) -> Iterator[Document | BadRow]:
@@ -205,63 +224,7 @@ def _cut_shards(
     return shards, damage
 
 
-# ------------------------------------------------------------------------------------------------ keeping a plan
-
-
-def open_plan(spec: CurationSpec) -> Plan:
-    """The plan of this output: the frozen one if there is one and it fits the spec, else a new one, frozen now.
-
-    Raises:
-        OutputError: the output belongs to another spec; the message names every field that differs.
-        CorpusError: a source changed since the plan was frozen.
-    """
-    frozen = read_plan(spec.output_root)
-    if frozen is None:
-        plan = make_plan(spec)
-        if storage.write_once(spec.output_root, PLAN, plan.model_dump_json(indent=1).encode()):
-            return plan
-        frozen = read_plan(spec.output_root)  # another run froze its plan in the meantime
-        assert frozen is not None
-    check_same_spec(frozen, spec)
-    _check_sources(frozen, list_sources(spec))
-    return frozen
-
-
 def read_plan(directory: str) -> Plan | None:
     """The frozen plan of a dataset's folder, or None."""
     uri = storage.join(directory, PLAN)
-    if not storage.exists(uri):
-        return None
-    plan = Plan.model_validate_json(storage.read_bytes(uri))
-    if plan.schema_version != SCHEMA_VERSION:
-        raise OutputError(f"{uri!r} has schema version {plan.schema_version}; this curator reads {SCHEMA_VERSION}")
-    return plan
-
-
-def check_same_spec(plan: Plan, spec: CurationSpec) -> None:
-    """Raise OutputError if the output was planned for other content, naming the fields and the way on."""
-    old = CurationSpec.model_validate(plan.spec)
-    if stage_keys(old) == stage_keys(spec):
-        return
-    changed = differences(stage_sections(old), stage_sections(spec))
-    listing = "".join(f"\n  {line}" for line in changed)
-    if all(line.startswith(("policy.", "policy:")) for line in changed):
-        raise OutputError(
-            f"{spec.output.uri!r} was made with another policy:{listing}\nstored scores serve any policy; run\n"
-            f"  curator select {spec.output.uri} --policy POLICY.yaml --output NEW_DIRECTORY"
-        )
-    raise OutputError(
-        f"{spec.output.uri!r} belongs to another spec:{listing}\nchoose another output.uri, or restore these"
-    )
-
-
-def _check_sources(plan: Plan, sources: Sequence[SourceFile]) -> None:
-    planned = {source.path: source for source in plan.sources}
-    now = {source.path: source for source in sources}
-    for path in sorted(planned.keys() | now.keys()):
-        if path not in now:
-            raise CorpusError(f"corpus: {path!r} was planned and is gone; restore it, or choose another output.uri")
-        if path not in planned:
-            raise CorpusError(f"corpus: {path!r} is new since the plan was frozen; choose another output.uri")
-        if planned[path] != now[path]:
-            raise CorpusError(f"corpus: {path!r} changed since the plan was frozen; choose another output.uri")
+    return read_record(uri, Plan, SCHEMA_VERSION) if storage.exists(uri) else None

@@ -20,7 +20,10 @@ from curator.data import BadRow
 from curator.errors import OutputError
 from curator.job import Calibration, Job
 from curator.manifest import (
+    CARD,
     MANIFEST,
+    QUARANTINE,
+    REPORT,
     CuratedReceipt,
     Manifest,
     Receipt,
@@ -37,7 +40,6 @@ from curator.report.samples import choose_samples
 from curator.report.statistics import ShardStatistics, merge_all
 from curator.spec import CurationSpec, digest
 
-QUARANTINE, REPORT, CARD = "quarantine.jsonl", "report.html", "README.md"
 _IDS_PER_PASS = 50_000_000
 _SAMPLED_SHARDS = 3
 
@@ -52,7 +54,7 @@ def publish_dataset(job: Job, calibration: Calibration) -> Manifest:
     if manifest.content == "dataset":
         storage.replace(job.root, REPORT, make_report(job, manifest).encode())
     storage.write_once(job.root, MANIFEST, manifest.model_dump_json(indent=1).encode())
-    storage.clear_staging(job.root)
+    job.clear_staging()
     return read_manifest(job.root)
 
 
@@ -60,7 +62,7 @@ def _write_quarantine(job: Job) -> Counter[str]:
     """One line per quarantined row, in plan order; counts by reason. Shards are streamed, the lines are small."""
     reasons: Counter[str] = Counter()
     lines = []
-    for bad in _bad_rows(job):
+    for bad in bad_rows(job):
         reasons[bad.reason] += 1
         lines.append(bad.model_dump_json())
     if lines:
@@ -68,9 +70,10 @@ def _write_quarantine(job: Job) -> Counter[str]:
     return reasons
 
 
-def _bad_rows(job: Job) -> Iterator[BadRow]:
+def bad_rows(job: Job) -> Iterator[BadRow]:
+    """All rows known to be bad so far, in plan order: found while planning, then while tokenising."""
     yield from job.plan.damage
-    for number in sorted(job.tokens.published()):
+    for number in sorted(job.tokens.receipts()):
         yield from job.tokens.receipt(number, TokenReceipt).quarantined
 
 

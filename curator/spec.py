@@ -63,6 +63,9 @@ class CurationSpec(StrictModel):
                     f"policy: {self.policy.kind!r} needs a model named {name!r}, and models has "
                     f"{sorted(self.models) or 'none'}; set models.{name}, or use a policy that does not need it"
                 )
+        for path, place in (("output.uri", self.output.uri), ("work", self.work or "")):
+            if "\0" in place:
+                raise ValueError(f"{path}: {place!r} holds a NUL character; choose another name")
         if not self.models and self.tokens.tokenizer is None:
             raise ValueError("tokens.tokenizer: null with no models; name a tokenizer or add models.reference")
         return self

@@ -7,27 +7,31 @@ is told so and never overwrites. `replace` is for the few files that may change 
 Invariant: a reader never sees a half-written file under a final name, whatever was killed when.
 """
 
-import errno
+import fcntl
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
-import fsspec
-import fsspec.core
+import fsspec.utils
 
 from curator.errors import StorageError
+from curator.places import absolute as absolute
+from curator.places import explained, filesystem
+from curator.places import join as join
+from curator.places import local_path as local_path
+from curator.places import shared_with_workers as shared_with_workers
 
 STAGING = "_staging"
 _BLOCK_BYTES = 1 << 20
 _READ_AHEAD_BYTES = 4 << 20  # object stores' own default, 50 MB, over-fetches for a sniff or a footer
-_PRIVATE_PROTOCOLS = {"memory"}
-_FATAL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EROFS: "it is read-only"}
+_GLOB_MARKS = "*?["
 
 
 class FileInfo(NamedTuple):
@@ -39,71 +43,25 @@ class FileInfo(NamedTuple):
     fingerprint: str
 
 
-def _filesystem(uri: str) -> tuple[Any, str]:
-    try:
-        return cast(tuple[Any, str], fsspec.core.url_to_fs(uri, use_listings_cache=False))
-    except (ValueError, ImportError) as error:
-        raise StorageError(
-            f"cannot open {uri!r}: {error}; use a local path, s3:// or gs:// (extra `clouds`)"
-        ) from error
-
-
-@contextmanager
-def _explained(action: str, uri: str) -> Iterator[None]:
-    """Turn an OSError into a StorageError that names the file and the remedy; FileExistsError passes."""
-    try:
-        yield
-    except (StorageError, FileExistsError):
-        raise
-    except OSError as error:
-        cause = _FATAL.get(error.errno or 0, str(error) or type(error).__name__)
-        remedy = (
-            "; free some space and run the same command again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        )
-        raise StorageError(f"cannot {action} {uri!r}: {cause}{remedy}") from error
-
-
-def local_path(uri: str) -> Path | None:
-    """The path of a local URI (`file://` or no scheme), else None."""
-    if uri.startswith("file://"):
-        return Path(fsspec.core.strip_protocol(uri))
-    return None if "://" in uri else Path(uri)
-
-
-def absolute(uri: str) -> str:
-    """The same URI, with a relative local path made absolute: workers may run in another folder."""
-    path = local_path(uri)
-    return uri if path is None else os.path.abspath(path.expanduser())
-
-
-def shared_with_workers(uri: str) -> bool:
-    """Whether another process could open this URI at all (`memory://` lives in one process only)."""
-    return uri.split("://", 1)[0] not in _PRIVATE_PROTOCOLS if "://" in uri else True
-
-
-def join(root: str, *parts: str) -> str:
-    """Join path parts to a root URI."""
-    return "/".join([root.rstrip("/") or "/", *parts])
-
-
 # ------------------------------------------------------------------------------------------------ reading
 
 
 def list_files(pattern: str) -> list[FileInfo]:
     """Files that a path or glob names, sorted by path; empty when nothing matches.
 
-    A folder is an error that suggests a glob. `fingerprint` is the ETag where the store has one, else the modification
-    time: enough to notice that a file was replaced.
+    A folder is an error that suggests a glob. A file whose very name looks like a glob (`[1].txt`) is that file.
+    `fingerprint` is the ETag where the store has one, else the modification time: enough to notice that a file was
+    replaced.
     """
-    fs, path = _filesystem(absolute(pattern))
-    with _explained("list", pattern):
-        if any(mark in path for mark in "*?["):
-            entries = {name: info for name, info in fs.glob(path, detail=True).items() if info["type"] == "file"}
-            fixed = path[: min(path.index(mark) for mark in "*?[" if mark in path)]
-        elif not fs.exists(path):
-            return []
-        else:
+    fs, path = filesystem(absolute(pattern))
+    with explained("list", pattern):
+        if ("[" in path and fs.isfile(path)) or not any(mark in path for mark in _GLOB_MARKS):
+            if not fs.exists(path):
+                return []
             entries, fixed = {path: fs.info(path)}, path
+        else:
+            entries = {name: info for name, info in fs.glob(path, detail=True).items() if info["type"] == "file"}
+            fixed = path[: min(path.index(mark) for mark in _GLOB_MARKS if mark in path)]
     if any(info["type"] == "directory" for info in entries.values()):
         raise StorageError(f"{pattern!r} is a folder; name its files, for example {join(pattern, '*')!r}")
     folder = fixed.rpartition("/")[0]
@@ -118,6 +76,21 @@ def list_files(pattern: str) -> list[FileInfo]:
     ]
 
 
+def matches(pattern: str, uri: str) -> bool:
+    """Whether a path or glob names, or would name, this file; nothing needs to exist."""
+    (fs, path), (other, target) = filesystem(absolute(pattern)), filesystem(absolute(uri))
+    if type(fs) is not type(other):
+        return False
+    return path == target or bool(re.match(fsspec.utils.glob_translate(path), target))
+
+
+def fingerprint(uri: str) -> str:
+    """What `list_files` says of one file's version; raises StorageError when it is gone."""
+    fs, path = filesystem(uri)
+    with explained("look at", uri):
+        return _fingerprint(fs.info(path))
+
+
 def _fingerprint(info: dict[str, Any]) -> str:
     etag = info.get("ETag") or info.get("etag")
     if etag:
@@ -128,28 +101,28 @@ def _fingerprint(info: dict[str, Any]) -> str:
 
 def open_read(uri: str) -> BinaryIO:
     """Open a file for reading, seekable; the caller closes it."""
-    fs, path = _filesystem(uri)
-    with _explained("read", uri):
+    fs, path = filesystem(uri)
+    with explained("read", uri):
         return cast(BinaryIO, fs.open(path, "rb", block_size=_READ_AHEAD_BYTES))
 
 
 def read_bytes(uri: str) -> bytes:
     """The whole of a small file."""
-    with _explained("read", uri), open_read(uri) as file:
+    with explained("read", uri), open_read(uri) as file:
         return file.read()
 
 
 def exists(uri: str) -> bool:
     """Whether a file or folder is there."""
-    fs, path = _filesystem(uri)
-    with _explained("look for", uri):
+    fs, path = filesystem(uri)
+    with explained("look for", uri):
         return bool(fs.exists(path))
 
 
 def list_names(folder: str) -> list[str]:
     """Names of the entries of a folder, sorted; empty when the folder is absent."""
-    fs, path = _filesystem(folder)
-    with _explained("list", folder):
+    fs, path = filesystem(folder)
+    with explained("list", folder):
         try:
             return sorted(str(entry).rstrip("/").rpartition("/")[2] for entry in fs.ls(path, detail=False))
         except FileNotFoundError:
@@ -159,7 +132,7 @@ def list_names(folder: str) -> list[str]:
 def sha256(uri: str) -> tuple[str, int]:
     """Digest in lowercase hex and size in bytes of a file."""
     digest, size_bytes = hashlib.sha256(), 0
-    with _explained("read", uri), open_read(uri) as file:
+    with explained("read", uri), open_read(uri) as file:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
             size_bytes += len(block)
@@ -171,17 +144,35 @@ def sha256(uri: str) -> tuple[str, int]:
 
 @contextmanager
 def staged_file(root: str) -> Iterator[Path]:
-    """A new local file to write into, gone afterwards: in `root/_staging` on a local disk, else in the temp folder."""
-    folder = local_path(root)
-    with _explained("stage a file in", root):
-        staging = folder / STAGING if folder is not None else Path(tempfile.gettempdir()) / f"curator{STAGING}"
-        staging.mkdir(parents=True, exist_ok=True)
-    path = staging / f"{uuid.uuid4().hex}.tmp"
+    """A new local file to write into, gone afterwards: in `root/_staging` on a local disk, else in the temp folder.
+
+    It is locked until then, so that `clear_staging` can tell it from what a killed process left.
+    """
+    with explained("stage a file in", root):
+        held = _create_locked(_staging_folder(root))
+    path = Path(held.name)
     try:
-        with _explained("write", str(path)):
+        with held, explained("write", str(path)):
             yield path
     finally:
         path.unlink(missing_ok=True)
+
+
+def _staging_folder(root: str) -> Path:
+    folder = local_path(root)
+    return folder / STAGING if folder is not None else Path(tempfile.gettempdir()) / f"curator{STAGING}"
+
+
+def _create_locked(folder: Path) -> BinaryIO:
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            held = (folder / f"{uuid.uuid4().hex}.tmp").open("wb")
+        except FileNotFoundError:  # another run has just cleared the empty folder away
+            continue
+        with suppress(OSError):  # a file system without locks: there every staged file looks in use
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return held
 
 
 def publish(staged: Path, uri: str) -> bool:
@@ -191,10 +182,10 @@ def publish(staged: Path, uri: str) -> bool:
         True if this call created the name, False if it was taken (nothing is changed then).
     """
     target = local_path(uri)
-    with _explained("publish", uri):
+    with explained("publish", uri):
         try:
             if target is None:
-                fs, path = _filesystem(uri)
+                fs, path = filesystem(uri)
                 fs.put_file(str(staged), path, mode="create")
             else:
                 _fsync(staged)
@@ -217,11 +208,11 @@ def replace(root: str, name: str, content: bytes) -> None:
     """Write the small file `root/name`, which may exist; readers see the old or the new one, never a mix."""
     target = local_path(join(root, name))
     if target is None:
-        fs, path = _filesystem(join(root, name))
-        with _explained("write", join(root, name)):
+        fs, path = filesystem(join(root, name))
+        with explained("write", join(root, name)):
             fs.pipe_file(path, content)
         return
-    with staged_file(root) as staged, _explained("write", str(target)):
+    with staged_file(root) as staged, explained("write", str(target)):
         staged.write_bytes(content)
         _fsync(staged)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -231,17 +222,21 @@ def replace(root: str, name: str, content: bytes) -> None:
 
 def remove(uri: str) -> None:
     """Remove a file if it is there."""
-    fs, path = _filesystem(uri)
-    with _explained("remove", uri):
+    fs, path = filesystem(uri)
+    with explained("remove", uri):
         if fs.exists(path):
             fs.rm_file(path)
 
 
 def clear_staging(root: str) -> None:
-    """Remove what killed runs left in `root/_staging`."""
-    folder = local_path(root)
-    if folder is not None:
-        shutil.rmtree(folder / STAGING, ignore_errors=True)
+    """Remove what killed runs of this machine left of staged files; those that a living process holds stay."""
+    folder = _staging_folder(root)
+    for path in folder.glob("*.tmp"):
+        with suppress(OSError), path.open("rb") as file:  # locked, or gone by now: then it is in good hands
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def free_bytes(root: str) -> int | None:

@@ -20,6 +20,13 @@ pytestmark = [
 ]
 
 
+def full_disk(message: str) -> StorageError:
+    """As `curator.storage` raises it; other faults of storage may pass, and are tried again."""
+    error = StorageError(message)
+    error.retryable = False
+    return error
+
+
 @dataclass(frozen=True)
 class Square:
     """Squares numbers; misbehaves as told, once per file in `folder`."""
@@ -41,7 +48,7 @@ class Square:
             marker.touch()
             if self.faults[task] == "die":
                 os._exit(1)
-            raise {"raise": ScorerError, "disk": StorageError, "bug": KeyError}[self.faults[task]](f"task {task}")
+            raise {"raise": ScorerError, "disk": full_disk, "bug": KeyError}[self.faults[task]](f"task {task}")
         on_tokens(1)
         return inputs, inputs * inputs
 

@@ -122,7 +122,7 @@ class HubCorpus(RowFields):
             if isinstance(cause, ConnectionError) or (isinstance(cause, OSError) and cause.errno not in _NOT_THERE):
                 raise StorageError(f"cannot open the data set {self.path!r}: {cause}") from error
             which = f"{self.path!r} (name {self.name!r}, split {self.split_name!r})"
-            raise CorpusError(f"corpus: cannot open the data set {which}: {error}") from error
+            raise CorpusError(f"cannot open the data set {which}: {_first_line(error)}") from error
 
     def _files(self) -> list[str] | None:
         """`data_files`; those of a builder absolute, since workers may run in another folder."""
@@ -134,6 +134,12 @@ class HubCorpus(RowFields):
         if self.split_name not in saved:
             raise CorpusError(f"corpus.split: {self.path!r} has no split {self.split_name!r}; it has {list(saved)}")
         return saved[self.split_name]
+
+
+def _first_line(error: BaseException) -> str:
+    """What an error says, with what caused it: `datasets` puts the reason there."""
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"{said}: {_first_line(error.__cause__)}" if error.__cause__ is not None else said
 
 
 def source_rows(source: SourceFile) -> int:

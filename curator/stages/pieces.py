@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from curator import storage, tables
+from curator import tables
 from curator.data import Policy
 from curator.manifest import ShardFolder
 from curator.selection.pieces import Piece, make_piece
@@ -34,11 +34,8 @@ class ShardFiles:
     def read(self, number: int, columns: Sequence[str] | None, models: Sequence[str]) -> Iterator[RowGroup]:
         """Yield the shard's row groups, with these token columns (None: all) and the log-probs of these models."""
         with ExitStack() as files:
-            tokens = tables.open_parquet(files.enter_context(storage.open_read(self.tokens.uri(number))))
-            scores = {
-                name: tables.open_parquet(files.enter_context(storage.open_read(self.scores[name].uri(number))))
-                for name in models
-            }
+            tokens = files.enter_context(self.tokens.open(number))
+            scores = {name: files.enter_context(self.scores[name].open(number)) for name in models}
             first_row = 0
             for group in range(tokens.metadata.num_row_groups):
                 rows = tokens.read_row_group(group, columns=None if columns is None else list(columns))

@@ -49,7 +49,7 @@ class ScoreStage:
 
     def load(self, task: ShardRef) -> TokenRows:
         """Read the shard's token ids."""
-        return read_token_ids(self.tokens.uri(task.number))
+        return read_token_ids(self.tokens, task.number)
 
     def run(self, task: ShardRef, inputs: TokenRows, on_tokens: Callable[[int], None]) -> ScoreReceipt:
         """Score every token once and publish the score shard."""
@@ -68,10 +68,9 @@ class ScoreStage:
             return publish_shard(self.folder, staged, receipt)
 
 
-def read_token_ids(uri: str) -> TokenRows:
+def read_token_ids(folder: ShardFolder, number: int) -> TokenRows:
     """Read the `input_ids` of a token shard."""
-    with storage.open_read(uri) as file:
-        parquet = tables.open_parquet(file)
+    with folder.open(number) as parquet:
         metadata = parquet.metadata
         ids_T, offsets = tables.flat(parquet.read(columns=["input_ids"]).column("input_ids"))
         groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))

@@ -23,7 +23,7 @@ from curator.spec import CurationSpec
 from curator.tokens.tokenizer import EncodedDocument, Tokenizer, load_tokenizer
 from curator.worker import worker_name
 
-_BATCH_BYTES = 1 << 20
+_BATCH_BYTES = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class TokenizeStage:
     def run(self, task: tuple[ShardRef, ...], inputs: None, on_tokens: Callable[[int], None]) -> list[TokenReceipt]:
         """Tokenise the task's shards; returns their receipts, in order."""
         tokenizer: Tokenizer = self.__dict__["_tokenizer"]
+        self._check_sources(task)
         rows = _read_rows(self.spec.corpus, self.plan.sources, task)
         receipts = []
         for shard, shard_rows in _by_shard(rows, task):
@@ -61,9 +62,17 @@ class TokenizeStage:
                 for row in shard_rows:
                     writer.add(row)
                     if writer.bad_rows and self.spec.on_bad_row == "fail":
-                        raise CorpusError(_describe_bad_row(writer.bad_rows[-1]))
+                        raise CorpusError(describe_bad_row(writer.bad_rows[-1]))
                 receipts.append(writer.publish())
         return receipts
+
+    def _check_sources(self, task: tuple[ShardRef, ...]) -> None:
+        """A file that changed while the run goes on would give other rows than planned, or none, without a word."""
+        for index in {extent.source for shard in task for extent in shard.extents}:
+            source = self.plan.sources[index]
+            if self.spec.corpus.kind != "hub" and storage.fingerprint(source.uri) != source.fingerprint:
+                problem = f"corpus: {source.path!r} changed since the plan was frozen"
+                raise CorpusError(f"{problem}; restore it, or choose another output.uri")
 
 
 def _read_rows(
@@ -91,7 +100,8 @@ def _by_shard(
             yield shard, iter(())
 
 
-def _describe_bad_row(bad: BadRow) -> str:
+def describe_bad_row(bad: BadRow) -> str:
+    """Where a bad row is and what to do about it, for `on_bad_row: fail`."""
     place = f"row {bad.row}" if bad.row is not None else f"offset {bad.offset}"
     return f"{bad.file!r}, {place}: {bad.reason} ({bad.detail}); mend it, or set on_bad_row: quarantine"
 

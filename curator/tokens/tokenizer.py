@@ -14,8 +14,9 @@ byte-level BPE. Linear in the length of a document, also for one character repea
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 import numpy as np
@@ -33,11 +34,12 @@ from curator.tokens.definition import (
     read_vocabulary,
     settle,
 )
+from curator.tokens.pieces import PIECE_CHARACTERS, cut_text
 from curator.tokens.probe import PROBES, explain_mismatch
 from curator.tokens.sources import FoundTokenizer, find_tokenizer, parse_object
 from curator.tokens.surfaces import build_surfaces, lay_tokens
 
-_BATCH_CHARACTERS = 1 << 20
+_BATCH_CHARACTERS = 2 * PIECE_CHARACTERS
 """Characters handed to the library at once: it holds 150 bytes (English) to 400 (Chinese) for each."""
 
 
@@ -122,12 +124,18 @@ class Tokenizer:
         """Tokenise documents, in order; runs on as many threads as the tokenizers library is allowed.
 
         Args:
-            texts: the documents, of any length; memory follows the longest (10 MB of English: 1.5 GB for a moment).
+            texts: the documents, of any length; long ones are cut where their tokens part (see `pieces`).
 
         Returns:
             For each text its tokens, or, in words, why its tokens cannot partition its bytes.
         """
-        return [result for batch in _cut_batches(texts) for result in self._encode_batch(batch)]
+        raws = [_to_utf8(text) for text in texts]
+        valid = [text for text, raw in zip(texts, raws, strict=True) if raw is not None]
+        ids = self._encode_pieces(valid)
+        return [
+            "it holds a lone surrogate, which UTF-8 cannot express" if raw is None else self._lay(next(ids), text, raw)
+            for text, raw in zip(texts, raws, strict=True)
+        ]
 
     def surface(self, ids: Sequence[int] | IntArray) -> list[bytes]:
         """Bytes that each token stands for in the midst of a text; empty for special tokens.
@@ -140,16 +148,19 @@ class Tokenizer:
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[FoundTokenizer, TokensConfig]]:
         return Tokenizer, (self._found, self._config)
 
-    def _encode_batch(self, texts: list[str]) -> list[EncodedDocument | str]:
-        raws = [_to_utf8(text) for text in texts]
-        valid = [text for text, raw in zip(texts, raws, strict=True) if raw is not None]
-        encodings = iter(self._backend.encode_batch_fast(valid, add_special_tokens=False))
-        return [
-            "it holds a lone surrogate, which UTF-8 cannot express"
-            if raw is None
-            else self._lay(next(encodings).ids, text, raw)
-            for text, raw in zip(texts, raws, strict=True)
-        ]
+    def _encode_pieces(self, texts: Sequence[str]) -> Iterator[list[int]]:
+        """Ids of each text, in order; long texts in pieces, so that memory follows a batch and not a text."""
+        pieces = ((owner, piece) for owner, text in enumerate(texts) for piece in cut_text(text, self._ids))
+        encoded = (
+            (owner, ids)
+            for batch in _cut_batches(pieces)
+            for (owner, _), ids in zip(batch, self._ids([piece for _, piece in batch]), strict=True)
+        )
+        for _, group in groupby(encoded, key=lambda pair: pair[0]):
+            yield [index for _, ids in group for index in ids]
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _lay(self, ids: list[int], text: str, raw: bytes) -> EncodedDocument | str:
         token_bytes_T = lay_tokens(self._surfaces, ids, raw)
@@ -217,15 +228,15 @@ def _to_utf8(text: str) -> bytes | None:
         return None
 
 
-def _cut_batches(texts: Sequence[str]) -> Iterator[list[str]]:
+def _cut_batches(pieces: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
     """Batches of bounded length, so that memory does not grow with the number of texts."""
-    batch: list[str] = []
+    batch: list[tuple[int, str]] = []
     characters = 0
-    for text in texts:
-        if batch and characters + len(text) > _BATCH_CHARACTERS:
+    for owner, piece in pieces:
+        if batch and characters + len(piece) > _BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0
-        batch.append(text)
-        characters += len(text)
+        batch.append((owner, piece))
+        characters += len(piece)
     if batch:
         yield batch

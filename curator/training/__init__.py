@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from curator.training.collator import Collator
     from curator.training.hf_trainer import WeightedTrainer
     from curator.training.losses import selective_loss, weighted_cross_entropy
-    from curator.training.reference import TrainSpec, train_reference
+    from curator.training.reference import train_reference
+    from curator.training.spec import TrainSpec
 
 __all__ = [
     "Collator",
@@ -23,7 +24,7 @@ __all__ = [
 
 _HOMES = {
     "Collator": "collator",
-    "TrainSpec": "reference",
+    "TrainSpec": "spec",
     "WeightedTrainer": "hf_trainer",
     "selective_loss": "losses",
     "train_reference": "reference",

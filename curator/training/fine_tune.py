@@ -24,7 +24,7 @@ from curator.training.hf_trainer import WeightedTrainer
 from curator.training.losses import weighted_cross_entropy
 
 if TYPE_CHECKING:
-    from curator.training.reference import Say, TrainSpec
+    from curator.training.spec import Say, TrainSpec
 
 
 class Outcome(NamedTuple):

@@ -11,46 +11,18 @@ data gives it back, anything else is an error. Its tokenizer is the base's, chec
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, ValidationError
 
-from curator.corpora import CorpusConfig
 from curator.data import StrictModel
 from curator.errors import OutputError, TrainingError
-from curator.tokens.tokenizer import TokensConfig, load_tokenizer
+from curator.tokens.tokenizer import load_tokenizer
 from curator.training.documents import GoodData, read_documents
+from curator.training.spec import Say, TrainSpec
 
 _RECORD = "training.json"
-
-Say = Callable[[str], None]
-"""Takes one line of progress."""
-
-
-class TrainSpec(StrictModel):
-    """How to train a reference. Training ends at whichever of `epochs`, `max_steps`, `max_minutes` comes first."""
-
-    base: str = Field(min_length=1, description="model to start from: hub name, directory or .gguf file")
-    revision: str | None = Field(default=None, description="hub revision; null = the default branch")
-    corpus: CorpusConfig = Field(description="the good data, as in a curation spec; held in memory, 4 bytes a token")
-    output: str = Field(min_length=1, description="directory of the reference; must be absent or empty")
-    tokens: TokensConfig = Field(default=TokensConfig(), description="as in the curation spec that will score with it")
-    sequence_length: int = Field(default=1024, ge=2, description="tokens per row; longer documents are cut into rows")
-    epochs: float = Field(default=3.0, gt=0, description="passes over the good data")
-    max_steps: int | None = Field(default=None, ge=1, description="optimiser steps at most")
-    max_minutes: float | None = Field(default=None, gt=0, description="minutes of training at most, loading excluded")
-    learning_rate: float = Field(default=5e-5, gt=0, description="at the start; it falls to 0 along a cosine")
-    batch_tokens: int = Field(default=8192, ge=2, description="tokens per optimiser step, about")
-    micro_batch_tokens: int = Field(default=2048, ge=2, description="tokens per forward; bounds memory, not results")
-    eval_fraction: float = Field(default=0.05, ge=0, lt=1, description="share of the tokens held out to measure loss")
-    seed: int = Field(default=0, ge=0, description="of the held-out documents and of the order")
-    dtype: Literal["auto", "bfloat16", "float32"] = Field(
-        default="auto",
-        description="of the matrix products; weights and optimiser stay float32. auto = bfloat16 where the hardware "
-        "multiplies it (measured 3x faster on a CPU with avx512_bf16), else float32",
-    )
 
 
 class TrainResult(StrictModel):
@@ -90,6 +62,9 @@ def train_reference(spec: TrainSpec, say: Say | None = None) -> TrainResult:
     output = Path(spec.output).expanduser().absolute()
     if output.is_dir() and any(output.iterdir()) and not (output / _RECORD).is_file():
         raise OutputError(f"{str(output)!r} already holds something else; name another output or remove it")
+    # Threads that spin at a barrier starve each other on shared cores: on two cores with a load of 4, a step on two
+    # threads was measured at 35 s, and at 5 s when they sleep. OpenMP reads this once, when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     data = read_documents(spec.corpus, load_tokenizer(spec.base, spec.revision, spec.tokens))
     _report_data(data, say)
     if (output / _RECORD).is_file():
@@ -137,9 +112,6 @@ def _find_finished(output: Path, spec: TrainSpec, digest: str, say: Say) -> Trai
 
 
 def _train(spec: TrainSpec, data: GoodData, staging: Path, output: Path, say: Say) -> TrainResult:
-    # Threads that spin at a barrier starve each other when cores are shared: with one other busy process a step on two
-    # threads was measured at 35 s, and at 5 s when they sleep. OpenMP reads this once, when torch is first imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from curator.training.fine_tune import fine_tune, load_base, save_model
 
     base = load_base(spec)
