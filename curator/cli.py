@@ -15,7 +15,7 @@ from rich.console import Console
 
 from curator.errors import CuratorError, OutputError, SpecError
 
-FAILED, BAD_USAGE, QUARANTINED = 1, 2, 3
+FAILED, BAD_USAGE, QUARANTINED, INTERRUPTED = 1, 2, 3, 130
 
 app = typer.Typer(
     name="curator",
@@ -197,6 +197,7 @@ def main() -> None:
     except CuratorError as error:
         err.print(f"error: {error}")
         sys.exit(FAILED)
-    except KeyboardInterrupt:
-        err.print("interrupted; run the same command to resume")
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:  # typer turns Ctrl-C into this
+            err.print("interrupted; run the same command to resume")
+        raise

@@ -222,12 +222,13 @@ def _require_shards(job: Job, lost: tuple[LostShard, ...]) -> None:
 
 def _claim_output(job: Job) -> None:
     """Freeze the plan in the new dataset's folder, or see that the one there is the same."""
-    if read_plan(job.root) is None:
-        check_vacant(job.root)
-    if write_plan(job.root, job.plan):
-        return
     frozen = read_plan(job.root)
-    assert frozen is not None
+    if frozen is None:
+        check_vacant(job.root)
+        if write_plan(job.root, job.plan):
+            return
+        frozen = read_plan(job.root)  # another run froze its plan in the meantime
+        assert frozen is not None
     check_same_spec(frozen, job.spec, job.plan.content)
     if frozen.plan_key != job.plan.plan_key:
         raise OutputError(f"{job.root!r} was selected from another corpus; choose another output")

@@ -78,13 +78,17 @@ def attend_causally(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
     value_NTE = value.reshape(batch * keys, length, size)
     output_NGTE = torch.empty_like(query_NGTE)
     future = torch.ones(_BLOCK, _BLOCK, dtype=torch.bool, device=query.device).triu(1)
+    # One buffer for all blocks: fresh memory costs more page faults than the products cost arithmetic.
+    scratch = query.new_empty(batch * heads * min(_BLOCK, length) * length)
     for start in range(0, length, _BLOCK):
         stop = min(start + _BLOCK, length)
         rows = stop - start
         block = query_NGTE[:, :, start:stop].reshape(batch * keys, groups * rows, size)
-        products = torch.bmm(block, key_NET[:, :, :stop])
+        products = scratch[: batch * heads * rows * stop].view(batch * keys, groups * rows, stop)
+        torch.bmm(block, key_NET[:, :, :stop], out=products)
         own = products.view(batch * keys, groups, rows, stop)[..., start:]
         own.masked_fill_(future[:rows, :rows], float("-inf"))
-        block = torch.bmm(torch.softmax(products, -1), value_NTE[:, :stop])
+        torch.softmax(products, -1, out=products)
+        block = torch.bmm(products, value_NTE[:, :stop])
         output_NGTE[:, :, start:stop] = block.view(batch * keys, groups, rows, size)
     return output_NGTE.view(batch, heads, length, size)

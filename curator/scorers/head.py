@@ -77,13 +77,15 @@ def score_rows(head: Head, hidden_NH: torch.Tensor, target_N: torch.Tensor, feat
     )
     state = _Sums.start(rows, hidden_NH.device)
     columns = _TILE_COLUMNS
-    block = _TILE_ROWS if hidden_NH.device.type == "cpu" else max(1, _CUDA_TILE_BYTES // (4 * columns))
+    on_cpu = hidden_NH.device.type == "cpu"
+    block = _TILE_ROWS if on_cpu else _CUDA_TILE_BYTES // (4 * columns)
+    scratch = hidden_NH.new_empty(_TILE_ROWS * columns, dtype=torch.float32) if on_cpu else None
     for column in _slices(head.weight_VH.shape[0], columns):
         weight_HC = _widen(head.weight_VH[column]).t()
         bias_C = None if head.bias_V is None else head.bias_V[column].float()
         for part in _slices(rows, block):
             with _exact_products(head.weight_VH.dtype):
-                tile_NC = _multiply(_widen(hidden_NH[part]), weight_HC)
+                tile_NC = _multiply(_widen(hidden_NH[part]), weight_HC, scratch)
             _finish_logits_(tile_NC, head, bias_C)
             if "rank" in features:
                 state.count_higher(part, tile_NC, target_logit_N[part], target_N[part] - column.start)
@@ -158,7 +160,11 @@ def _widen(values: torch.Tensor) -> torch.Tensor:
     return values.float() if values.device.type == "cpu" else values
 
 
-def _multiply(hidden_NH: torch.Tensor, weight_HC: torch.Tensor) -> torch.Tensor:
+def _multiply(hidden_NH: torch.Tensor, weight_HC: torch.Tensor, scratch: torch.Tensor | None) -> torch.Tensor:
+    """The product in float32; into `scratch` where given, as fresh memory costs page faults."""
+    rows, columns = hidden_NH.shape[0], weight_HC.shape[1]
+    if scratch is not None:
+        return torch.mm(hidden_NH, weight_HC, out=scratch[: rows * columns].view(rows, columns))
     if hidden_NH.dtype == torch.float32:
         return torch.mm(hidden_NH, weight_HC)
     return torch.mm(hidden_NH, weight_HC, out_dtype=torch.float32)

@@ -128,10 +128,11 @@ class _ShardWriter:
         self._encoded_tokens = 0
 
     def __enter__(self) -> "_ShardWriter":
-        self._stack = ExitStack()
-        self._staged = self._stack.enter_context(storage.staged_file(self.folder.root))
-        self._schema = tables.token_schema(self.carried)
-        self._writer = self._stack.enter_context(tables.open_writer(self._staged, self._schema))
+        with ExitStack() as stack:  # opening writes too, and may fail on a full disk
+            self._staged = stack.enter_context(storage.staged_file(self.folder.root))
+            self._schema = tables.token_schema(self.carried)
+            self._writer = stack.enter_context(tables.open_writer(self._staged, self._schema))
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *error: Any) -> None:

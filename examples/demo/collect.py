@@ -146,7 +146,7 @@ def main() -> None:
     """Read the arguments and write all files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where to write good.jsonl.gz and noisy/<source>.jsonl.gz")
-    parser.add_argument("--tokens", type=int, default=125_000, help="size of the noisy corpus, about")
+    parser.add_argument("--tokens", type=int, default=75_000, help="size of the noisy corpus, about")
     arguments = parser.parse_args()
     write(arguments.folder / "good.jsonl.gz", "topics", split_topics()[0])
     for source, (list_texts, share, characters_per_token, longest) in SOURCES.items():
