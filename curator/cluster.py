@@ -73,7 +73,7 @@ class Pool:
     def grow(self, count: int) -> None:
         """Start actors until there are `count`, and check that they run the driver's versions."""
         missing = range(count - len(self._actors))
-        started = [self._remote.options(runtime_env=self._environment).remote() for _ in missing]
+        started = [self._remote.options(runtime_env=self._environment).remote(os.getcwd()) for _ in missing]
         self._actors += started
         mine = versions()
         for theirs in ray.get([actor.versions.remote() for actor in started]):

@@ -50,7 +50,10 @@ class Failure:
 class StageWorker:
     """Holds one opened stage. `run` is one thread; `status` answers beside it."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: str) -> None:
+        """Work in the driver's folder, where it exists: relative paths of a spec then mean the same here."""
+        if os.path.isdir(folder):
+            os.chdir(folder)
         self._stage: Stage[Any, Any] | None = None
         self._generation = -1
         self._ahead: tuple[Any, Future[Any]] | None = None

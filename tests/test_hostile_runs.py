@@ -14,9 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import yaml
 
+import curator
 from curator import Manifest, curate, parse_spec, select, storage, verify
 from curator.errors import CorpusError, OutputError, ShardError, SpecError, StorageError
 from curator.frozen import find_plan, open_plan
@@ -224,9 +226,14 @@ def test_select_refuses_an_output_that_holds_something_else(finished: Path, tmp_
 
 
 def test_a_dataset_of_relative_paths_is_found_from_another_folder_and_after_a_move(
-    make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_spec: MakeSpec, tmp_path: Path, mix_rows: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = make_spec(rows=20, output={"uri": "made/out"}, work="made/work")
+    """The corpus and a model too; the workers' Ray was started in yet another folder."""
+    datasets.Dataset.from_list(mix_rows[:20]).save_to_disk(tmp_path / "saved")
+    shutil.copytree(Path(curator.__file__).parent / "scorers" / "bigram_model", tmp_path / "model")
+    models = {"reference": {"engine": "bigram", "model": "model"}}
+    spec = make_spec(models=models, policy=LOSS, output={"uri": "made/out"}, work="made/work")
+    spec["corpus"] = {"kind": "hub", "path": "saved"}
     monkeypatch.chdir(tmp_path)
     run(spec)
     run(spec | {"output": {"uri": "made/whole"}, "work": None})

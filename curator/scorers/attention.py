@@ -2,8 +2,8 @@
 
 Torch's kernel multiplies small tiles through MKL, which is slow for bfloat16 without AMX (and on AMD throughout). Here
 a block of queries, with the query heads of one key head folded together, meets all keys before it in one product of
-oneDNN. Measured per pair of query and key on a Zen 5 core: 5.9 -> 2.0 ns at 512 tokens, 3.1 -> 1.6 ns at 4,096. It adds
-one hundredth to the error of a bfloat16 body (mean 0.0268 -> 0.0271 nats), as the products are rounded to bfloat16.
+oneDNN. Measured per pair of query and key on a Zen 5 core: 5.9 -> 2.0 ns at 512 tokens, 3.1 -> 1.6 ns at 4,096. The
+products are rounded to bfloat16, which adds a hundredth to the error of a bfloat16 model.
 
     B   sequences    G   query heads per key head    K   key heads    T   tokens    E   head size
 """

@@ -16,6 +16,7 @@ from curator.errors import ScorerError
 from curator.scorers.attention import use_blocked_attention
 from curator.scorers.batches import plan_batches
 from curator.scorers.head import RowScores, read_head, score_rows
+from curator.scorers.precision import keep_residual_float32
 
 _BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
 
@@ -54,6 +55,7 @@ def load_model(
     loaded = loaded.eval().requires_grad_(False).to("cuda" if on_gpu else "cpu")
     if attn_implementation is None:
         choose_attention(loaded)
+    keep_residual_float32(loaded)
     return loaded
 
 

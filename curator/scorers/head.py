@@ -3,8 +3,8 @@
 A plain head writes V logits per token, in float32 400 MB for 2,048 tokens of a 49,152-token vocabulary, and then reads
 them again to reduce them to one log-prob. Here tiles of logits live just long enough to be reduced.
 
-Logits are always accumulated *and kept* in float32: rounding them to bfloat16 raises the mean error of a log-prob from
-0.025 nats, which is what a bfloat16 body costs, to 0.034.
+Logits are always accumulated *and kept* in float32: rounding them to bfloat16 costs 0.009 nats in the mean error of a
+log-prob, half as much again as all the rest of a bfloat16 model.
 
     N   rows: positions to predict     H   hidden size     C   columns of one tile of the vocabulary
 """
