@@ -27,7 +27,13 @@ import ray
 import ray.exceptions
 
 _POLL_S = 0.5
-_ENVIRONMENT = {"MALLOC_ARENA_MAX": "2", "ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_WAIT_POLICY": "passive"}
+_ENVIRONMENT = {
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_MMAP_THRESHOLD_": "1048576",  # freed columns go back to the system: a worker's peak is a shard's, not a sum
+    "MALLOC_TRIM_THRESHOLD_": "1048576",
+    "OMP_WAIT_POLICY": "passive",
+}
 _OBJECT_STORE_BYTES = 128 << 20
 
 Task = TypeVar("Task")

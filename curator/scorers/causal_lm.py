@@ -16,6 +16,7 @@ from curator.errors import ScorerError
 from curator.scorers.attention import use_blocked_attention
 from curator.scorers.batches import plan_batches
 from curator.scorers.head import RowScores, read_head, score_rows
+from curator.scorers.memory import keep_freed_memory
 from curator.scorers.precision import keep_residual_float32
 
 _BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
@@ -33,6 +34,8 @@ def load_model(
             f"model {model!r} asks for a GPU and torch sees none here; set gpus: 0, or install CUDA torch"
         )
     torch.set_num_threads(threads)
+    if not on_gpu:
+        keep_freed_memory()
     logging.disable_progress_bar()
     path = Path(model).expanduser()
     options: dict[str, Any] = {"dtype": getattr(torch, dtype), "trust_remote_code": False, "output_loading_info": True}

@@ -12,7 +12,7 @@ log-prob, half as much again as all the rest of a bfloat16 model.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -26,12 +26,28 @@ _CUDA_TILE_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Head:
-    """A linear head and what its architecture does to the logits: `softcap(scale * (hidden @ weight.T + bias))`."""
+    """A linear head and what its architecture does to the logits: `softcap(scale * (hidden @ weight.T + bias))`.
+
+    `weight_VH` may be one rank's part of the vocabulary, whose first token is `first`.
+    """
 
     weight_VH: torch.Tensor
     bias_V: torch.Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+    first: int = 0
+
+
+class Ranks(Protocol):
+    """Processes that hold a part of the vocabulary each; every rank gets the same answer."""
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over ranks."""
+        ...
+
+    def maximum(self, values: torch.Tensor) -> torch.Tensor:
+        """Largest over ranks."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -59,7 +75,13 @@ def read_head(model: Any) -> Head:
     return Head(linear.weight, linear.bias, float(scale), softcap)
 
 
-def score_rows(head: Head, hidden_NH: torch.Tensor, target_N: torch.Tensor, features: tuple[Feature, ...]) -> RowScores:
+def score_rows(
+    head: Head,
+    hidden_NH: torch.Tensor,
+    target_N: torch.Tensor,
+    features: tuple[Feature, ...],
+    ranks: Ranks | None = None,
+) -> RowScores:
     """Log-probs of the targets, and on request the entropy of each row's distribution and the target's rank.
 
     log p(y) = x_y - logsumexp(x) with a running maximum over tiles (Milakov and Gimelshein 2018, arXiv:1805.02867).
@@ -70,11 +92,15 @@ def score_rows(head: Head, hidden_NH: torch.Tensor, target_N: torch.Tensor, feat
         hidden_NH: last hidden states after the final norm, in the model's dtype.
         target_N: token ids to predict, int64.
         features: what to compute besides the log-prob.
+        ranks: who else holds a part of the vocabulary; at most five floats per row travel between them.
     """
     rows = hidden_NH.shape[0]
+    target_N = target_N - head.first
     target_logit_N = torch.cat(
         [_target_logits(head, hidden_NH[part], target_N[part]) for part in _slices(rows, _TILE_ROWS)]
     )
+    if ranks is not None:
+        target_logit_N = ranks.total(target_logit_N)
     state = _Sums.start(rows, hidden_NH.device)
     columns = _TILE_COLUMNS
     on_cpu = hidden_NH.device.type == "cpu"
@@ -90,12 +116,31 @@ def score_rows(head: Head, hidden_NH: torch.Tensor, target_N: torch.Tensor, feat
             if "rank" in features:
                 state.count_higher(part, tile_NC, target_logit_N[part], target_N[part] - column.start)
             state.add(part, tile_NC, with_entropy="entropy" in features)
-    logsumexp_N = state.maximum_N + state.sum_N.log()
-    return RowScores(
-        logprobs_N=(target_logit_N - logsumexp_N).clamp_(max=0),
-        entropy_N=state.sum_N.log() - state.weighted_N / state.sum_N if "entropy" in features else None,
-        rank_N=state.higher_N + 1.0 if "rank" in features else None,
-    )
+    if ranks is not None:
+        state = state.merge(ranks)
+    return state.finish(target_logit_N, features)
+
+
+def score_logits(logits_NV: torch.Tensor, target_N: torch.Tensor, features: tuple[Feature, ...]) -> RowScores:
+    """The same from finished logits, float32, which are overwritten: for heads that cannot be taken apart."""
+    target_logit_N = logits_NV.gather(1, target_N[:, None])[:, 0]
+    state = _Sums.start(len(target_N), logits_NV.device)
+    if "rank" in features:
+        state.count_higher(slice(None), logits_NV, target_logit_N, target_N)
+    state.add(slice(None), logits_NV, with_entropy="entropy" in features)
+    return state.finish(target_logit_N, features)
+
+
+def join_rows(parts: list[RowScores]) -> RowScores:
+    """Lay the rows of several calls end to end."""
+
+    def join(name: str) -> torch.Tensor | None:
+        first = getattr(parts[0], name)
+        return None if first is None else torch.cat([getattr(part, name) for part in parts])
+
+    logprobs_N = join("logprobs_N")
+    assert logprobs_N is not None
+    return RowScores(logprobs_N, join("entropy_N"), join("rank_N"))
 
 
 @dataclass
@@ -128,6 +173,23 @@ class _Sums:
         self.sum_N[part] = decay_N * self.sum_N[part] + powers_NC.sum(1)
         self.maximum_N[part] = maximum_N
 
+    def finish(self, target_logit_N: torch.Tensor, features: tuple[Feature, ...]) -> RowScores:
+        """What was asked for, once every tile is in."""
+        logsumexp_N = self.maximum_N + self.sum_N.log()
+        return RowScores(
+            logprobs_N=(target_logit_N - logsumexp_N).clamp_(max=0),
+            entropy_N=self.sum_N.log() - self.weighted_N / self.sum_N if "entropy" in features else None,
+            rank_N=self.higher_N + 1.0 if "rank" in features else None,
+        )
+
+    def merge(self, ranks: Ranks) -> "_Sums":
+        """The same over the whole vocabulary."""
+        maximum_N = ranks.maximum(self.maximum_N)
+        change_N = self.maximum_N - maximum_N
+        decay_N = change_N.exp()
+        weighted_N = decay_N * (self.weighted_N + change_N * self.sum_N)
+        return _Sums(maximum_N, *ranks.total(torch.stack([decay_N * self.sum_N, weighted_N, self.higher_N])))
+
     def count_higher(
         self, part: slice, tile_NC: torch.Tensor, target_logit_N: torch.Tensor, column_N: torch.Tensor
     ) -> None:
@@ -139,9 +201,12 @@ class _Sums:
 
 
 def _target_logits(head: Head, hidden_NH: torch.Tensor, target_N: torch.Tensor) -> torch.Tensor:
+    """Logits of the targets that this part of the vocabulary holds, 0 for the others."""
+    held_N = (target_N >= 0) & (target_N < head.weight_VH.shape[0])
+    target_N = target_N.where(held_N, 0)
     logit_N = (hidden_NH.float() * head.weight_VH[target_N].float()).sum(1, keepdim=True)
     bias_N = None if head.bias_V is None else head.bias_V[target_N].float()[:, None]
-    return _finish_logits_(logit_N, head, bias_N)[:, 0]
+    return _finish_logits_(logit_N, head, bias_N)[:, 0].where(held_N, 0)
 
 
 def _finish_logits_(logits_NC: torch.Tensor, head: Head, bias: torch.Tensor | None) -> torch.Tensor:
