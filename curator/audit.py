@@ -72,7 +72,7 @@ def _check_rows(entry: ShardEntry, manifest: Manifest, parquet: Any) -> Iterator
     for group in range(parquet.metadata.num_row_groups):
         table = parquet.read_row_group(group)
         weights_T, offsets = tables.flat(table.column("token_weights"))
-        for row, problem in _check_alignment(table, weights_T, offsets):
+        for row, problem in _check_alignment(table, weights_T, offsets, manifest):
             yield f"{entry.file}: row {rows + row}: {problem}"
         rows += table.num_rows
         tokens += len(weights_T)
@@ -85,7 +85,9 @@ def _check_rows(entry: ShardEntry, manifest: Manifest, parquet: Any) -> Iterator
         yield f"{entry.file}: weights sum to {weight_sum}, the manifest has {entry.weight_sum}"
 
 
-def _check_alignment(table: pa.Table, weights_T: np.ndarray, offsets: np.ndarray) -> Iterator[tuple[int, str]]:
+def _check_alignment(
+    table: pa.Table, weights_T: np.ndarray, offsets: np.ndarray, manifest: Manifest
+) -> Iterator[tuple[int, str]]:
     """Faults of single rows: the first of each kind in this row group."""
     names = table.column_names
     wrong: list[tuple[str, np.ndarray]] = []  # (what, index of a faulty token each)
@@ -102,14 +104,26 @@ def _check_alignment(table: pa.Table, weights_T: np.ndarray, offsets: np.ndarray
         wrong.append(("labels disagree with token_weights", np.flatnonzero(lists["labels"][0] != expected)))
     for name, (values_T, _) in lists.items():
         if name.startswith(tables.LOGPROBS_PREFIX):
-            inner = np.ones(len(values_T), bool)
-            inner[starts] = False
-            wrong.append((f"{name} is not finite", np.flatnonzero(inner & ~np.isfinite(values_T))))
+            model = manifest.models.get(name.removeprefix(tables.LOGPROBS_PREFIX))
+            if model is not None and model.tokenizer_fingerprint is not None:
+                unscored = _leading_nans(values_T, offsets)
+            else:
+                unscored = np.zeros(len(values_T), bool)
+                unscored[starts] = True
+            wrong.append((f"{name} is not finite", np.flatnonzero(~unscored & ~np.isfinite(values_T))))
     for what, indices in wrong:
         if len(indices):
             yield int(np.searchsorted(offsets, indices[0], side="right")) - 1, what
     if "text" in names and "token_bytes" in lists:
         yield from _check_bytes(table, lists["token_bytes"][0], offsets)
+
+
+def _leading_nans(values_T: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """NaNs before the first number of their row: projected scores may lack their whole first span, and nothing else."""
+    known = np.concatenate([[0], np.cumsum(~np.isnan(values_T))])
+    known_in_row = known[1:] - np.repeat(known[offsets[:-1]], np.diff(offsets))
+    leading: np.ndarray = known_in_row == 0
+    return leading
 
 
 _ALIGNED = ("input_ids", "token_bytes", "labels")

@@ -69,6 +69,8 @@ def plan(spec: SpecPath, as_json: Annotated[bool, typer.Option("--json", help="p
         out.print(
             f"{model.name:<10} {identity.engine} {identity.id}, context {identity.context}: {time} ({model.basis})"
         )
+        if identity.engine_reason:
+            out.print(f"{'':<10} {identity.engine} was chosen because {identity.engine_reason}")
     total = "unknown" if estimate.seconds is None else f"about {_duration(estimate.seconds)} of scoring"
     out.print(f"ETA        {total} on {estimate.workers} workers")
     for bad in job.plan.damage:

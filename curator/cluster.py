@@ -5,7 +5,8 @@ on the current, and reports tokens as it goes. Plain actors, not Ray Data, becau
 whatever is retried or killed (Ray Data's writes duplicate on resubmission and drop errored blocks).
 
 A shard that fails is tried again up to `retries` times, on whichever actor is free; the others go on. An actor that
-dies is restarted by Ray. Errors that no retry can mend (a full disk, a bad tokenizer) end the map at once.
+dies is restarted by Ray; one whose engine died or drifted says so and is made to leave, so that it starts afresh.
+Errors that no retry can mend (a full disk, a bad tokenizer) end the map at once.
 """
 
 import os
@@ -139,6 +140,7 @@ class _Run(Generic[Task, Result]):
         self.stage_ref = ray.put(stage)
         self.idle = list(actors)
         self.running: dict[Any, tuple[Any, Task, int]] = {}
+        self.leaving: dict[Any, Any] = {}
         self.status: dict[Any, Any] = {}
         self.live_tokens: dict[Any, int] = {}
         self.hints: dict[Any, Task] = {}
@@ -146,12 +148,15 @@ class _Run(Generic[Task, Result]):
         self.tasks_done = self.tokens_done = 0
 
     def drive(self) -> list[ShardFailure[Task]]:
-        while self.queue or self.running:
+        while self.queue or self.running or self.leaving:
             while self.queue and self.idle:
                 self._assign(self.idle.pop(0))
-            ready, _ = ray.wait(list(self.running), num_returns=1, timeout=_POLL_S)
+            ready, _ = ray.wait([*self.running, *self.leaving], num_returns=1, timeout=_POLL_S)
             for reference in ready:
-                self._collect(reference)
+                if reference in self.leaving:  # it is gone, and what it is given next waits for the fresh process
+                    self.idle.append(self.leaving.pop(reference))
+                else:
+                    self._collect(reference)
             self._poll()
             tokens = self.tokens_done + sum(self.live_tokens.values())
             self.reporter.update(self.tasks_done, tokens, len(self.running))
@@ -174,13 +179,11 @@ class _Run(Generic[Task, Result]):
         actor, task, attempt = self.running.pop(reference)
         self.live_tokens.pop(actor, None)
         self.status.pop(actor, None)
-        self.idle.append(actor)
-        try:
-            outcome = ray.get(reference)
-        except ray.exceptions.RayActorError as error:
-            died = ClusterError(f"the worker died while it held the shard: {error}".strip())
-            died.retryable = True
-            outcome = Failure(died, "")
+        outcome = self._outcome(reference)
+        if isinstance(outcome, Failure) and outcome.unfit:
+            self.leaving[actor.leave.remote()] = actor
+        else:
+            self.idle.append(actor)
         if not isinstance(outcome, Failure):
             self.tasks_done += 1
             self.tokens_done += self.tokens_of(outcome)
@@ -192,6 +195,15 @@ class _Run(Generic[Task, Result]):
             self.queue.append((task, attempt + 1))
         else:
             self.failures.append(ShardFailure(task, attempt, outcome))
+
+    def _outcome(self, reference: Any) -> Any:
+        """What an actor said of its task: a result or a failure; its death is one."""
+        try:
+            return ray.get(reference)
+        except ray.exceptions.RayActorError as error:
+            died = ClusterError(f"the worker died while it held the shard: {error}".strip())
+            died.retryable = True
+            return Failure(died, "")
 
     def _poll(self) -> None:
         """Ask every busy actor how far it is, without waiting for the answer."""

@@ -15,12 +15,12 @@ Nothing here imports an engine, and nothing here knows a plug-in: plug-ins impor
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
@@ -130,6 +130,8 @@ class Corpus(Protocol):
 class ModelConfig(StrictModel):
     """What every engine's config has in common."""
 
+    has_server: ClassVar[bool] = False
+
     model: str = Field(description="hub name, directory or .gguf file")
     revision: str | None = Field(default=None, description="hub revision; null = the default branch")
     context: int | None = Field(default=None, ge=2, description="window in tokens; null = min(the model's own, 8192)")
@@ -140,6 +142,15 @@ class ModelConfig(StrictModel):
     )
     features: tuple[Feature, ...] = Field(default=(), description="what to store besides the log-prob: entropy, rank")
     gpus: float = Field(default=0, ge=0, description="GPUs per worker; a fraction shares one")
+    url: str | None = Field(default=None, description="address of the server; for engine openai alone")
+    api_key_env: str | None = Field(default=None, description="variable with the API key; for engine openai alone")
+
+    @model_validator(mode="after")
+    def _refuse_server(self) -> Self:
+        for name in ("url", "api_key_env"):
+            if getattr(self, name) is not None and not self.has_server:
+                raise ValueError(f"{name} is for engine openai; remove it, or set engine: openai")
+        return self
 
 
 class ModelIdentity(StrictModel):
@@ -154,6 +165,12 @@ class ModelIdentity(StrictModel):
     context: int = Field(description="window in tokens, resolved")
     left_context: int = Field(default=1, description="context of later windows in tokens, resolved by the plan")
     parameters: int | None = Field(default=None, description="number of parameters where cheap to know; for estimates")
+    engine_reason: str | None = Field(default=None, description="why engine: auto chose this one; null = not asked")
+    tokenizer_fingerprint: str | None = Field(
+        default=None,
+        description="the model's own tokenizer where it is not the dataset's: the model was scored on its own tokens, "
+        "its log-probs were projected onto the dataset's; null = the dataset's tokenizer",
+    )
 
 
 @dataclass(slots=True)

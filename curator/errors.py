@@ -5,6 +5,8 @@
     ├── CorpusError      (ValueError)    the corpus cannot be read or planned as asked
     ├── TokenizerError   (ValueError)    the tokenizer cannot serve this dataset
     ├── ScorerError      (RuntimeError)  an engine cannot start or gave unusable scores
+    │   └── EngineDied                       it broke while running: its process is ended, a fresh one is started
+    │       └── EngineDrifted                it still runs, but its scores have changed
     ├── PolicyError      (ValueError)    a policy was given scores it cannot use
     ├── OutputError      (ValueError)    the output belongs to something else or is not a dataset
     ├── StorageError     (OSError)       a read or write failed: disk full, no permission, a damaged file
@@ -39,6 +41,17 @@ class ScorerError(CuratorError, RuntimeError):
     """An engine cannot start, or gave scores that cannot be used."""
 
     retryable = True
+
+
+class EngineDied(ScorerError):
+    """An engine broke, so that nothing it says later can be trusted; engines raise it with what they know.
+
+    The worker's process ends with it, and the shard is scored by a fresh one.
+    """
+
+
+class EngineDrifted(EngineDied):
+    """An engine gives other scores for the same text than it gave before."""
 
 
 class PolicyError(CuratorError, ValueError):

@@ -14,7 +14,12 @@ from curator.spec import CurationSpec, differences, stage_keys, stage_sections
 
 _OWN_NAMES = (CALIBRATION, CARD, MANIFEST, QUARANTINE, REPORT, "curated", "weights")
 _OUTPUT_EXAMPLES = (PLAN, *_OWN_NAMES[:5], "curated/00000.parquet", "curated/_receipts/00000.json", "_staging/x.tmp")
-_WORK_EXAMPLES = ("key/tokens/key/00000.parquet", "key/tokens/key/_receipts/00000.json", "_staging/x.tmp")
+_WORK_EXAMPLES = (
+    "key/tokens/key/00000.parquet",
+    "key/tokens/key/_receipts/00000.json",
+    "key/scores/key/canary.json",
+    "_staging/x.tmp",
+)
 
 
 def open_plan(spec: CurationSpec) -> Plan:

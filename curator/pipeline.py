@@ -122,7 +122,8 @@ def score(job: Job, cluster: Cluster, name: str, lost: Sequence[LostShard]) -> l
         return []
     stage = ScoreStage(
         tokens=job.tokens, folder=folder, name=name, config=config, identity=job.plan.models[name],
-        has_bos=job.plan.tokenizer.bos_id is not None, threads=job.spec.run.threads_per_worker,
+        has_bos=job.plan.tokenizer.bos_id is not None, special=job.spec.tokens, canary=job.plan.canary,
+        threads=job.spec.run.threads_per_worker,
     )  # fmt: skip
     return _map(job, cluster.pool(job.workers(config.gpus), len(tasks)), f"score {name}", stage, tasks)
 

@@ -34,6 +34,7 @@ from curator.errors import CorpusError, SpecError
 from curator.manifest import read_record
 from curator.resolve import TokenizerIdentity, explained, resolve_models
 from curator.spec import CurationSpec, digest
+from curator.tokens.canary_text import encode_canary
 from curator.tokens.tokenizer import Tokenizer
 
 PLAN = "plan.json"
@@ -68,6 +69,7 @@ class Plan(StrictModel):
     models: dict[str, ModelIdentity]
     bytes_per_token: float
     text_bytes: int = Field(description="estimate")
+    canary: tuple[int, ...] = Field(default=(), description="the canary text in the dataset's tokens; empty = none")
 
     def carried_schema(self) -> pa.Schema:
         """Arrow types of the carried corpus columns."""
@@ -88,7 +90,12 @@ class Plan(StrictModel):
         """Digest that names the folder of one model's scores: the model, how it is run, and the tokens it sees."""
         config = self.spec["models"][name]
         how = {key: config.get(key) for key in ("features", "engine_args")}
-        return digest([self.models[name].model_dump(mode="json", exclude={"id", "parameters"}), how, self.tokens_key])
+        identity = self.models[name].model_dump(mode="json", exclude={"id", "parameters", "engine_reason"})
+        if identity["tokenizer_fingerprint"] is None:
+            del identity["tokenizer_fingerprint"]
+        else:  # whether its own tokens have BOS and EOS
+            how |= {key: self.spec["tokens"][key] for key in ("bos", "eos")}
+        return digest([identity, how, self.tokens_key])
 
     def passes(self) -> list[tuple[ShardRef, ...]]:
         """Shards grouped into tokenisation tasks: one each, but all shards of a streamed file together."""
@@ -140,6 +147,7 @@ def make_plan(spec: CurationSpec) -> Plan:
         models=models,
         bytes_per_token=sample.bytes_per_token,
         text_bytes=sum(extent.size_bytes for shard in shards for extent in shard.extents),
+        canary=tuple(encode_canary(tokenizer).tolist()),
     )
 
 

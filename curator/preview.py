@@ -23,8 +23,9 @@ from curator.selection.apply import apply_policy
 from curator.spec import CurationSpec
 from curator.stages.calibrate import calibrate_pieces
 from curator.stages.pieces import RowGroup, as_piece
+from curator.stages.projected import OwnTokens, encode_own, project_scores
 from curator.stages.score import check_scores, score_documents
-from curator.tokens.tokenizer import EncodedDocument
+from curator.tokens.tokenizer import EncodedDocument, load_tokenizer
 
 _NO_COLUMNS = pa.schema([])
 
@@ -51,13 +52,33 @@ def make_preview(spec: CurationSpec, rows: int) -> tuple[str, str]:
     offsets = np.cumsum([0, *(len(ids_T) for ids_T in ids)])
     logprobs = {}
     for name, config in spec.models.items():
+        own = _own_tokens(spec, name, usable) if models[name].tokenizer_fingerprint is not None else None
         engine = config.build(models[name], os.cpu_count() or 1)
         scores = score_documents(
-            engine, ids, models[name].context, models[name].left_context, identity.bos_id is not None, lambda _: None
+            engine,
+            ids if own is None else own.ids,
+            models[name].context,
+            models[name].left_context,
+            identity.bos_id is not None if own is None else own.has_bos,
+            lambda _: None,
         )
         check_scores(scores, name, 0)
+        if own is not None:
+            scores, unscored = project_scores(scores, own)
+            check_scores(scores, name, 0, unscored)
         logprobs[name] = tables.list_array(np.concatenate([s.logprobs_T for s in scores]).astype(np.float16), offsets)
     return _render(spec, tokens, logprobs, {name: model.model_dump() for name, model in models.items()})
+
+
+def _own_tokens(spec: CurationSpec, name: str, usable: list[tuple[Document, EncodedDocument]]) -> OwnTokens:
+    """The documents in a model's own tokens."""
+    config = spec.models[name]
+    tokenizer = load_tokenizer(config.tokenizer_source(), config.revision, spec.tokens)
+    documents = [document for document, _ in usable]
+    encoded = encode_own(tokenizer, [d.text for d in documents], [d.doc_id for d in documents], name, "the sample")
+    own = OwnTokens(tokenizer.bos_id is not None)
+    own.add(encoded, [ours.token_bytes for _, ours in usable])
+    return own
 
 
 def _token_table(usable: list[tuple[Document, EncodedDocument]]) -> pa.Table:

@@ -11,6 +11,7 @@ from pydantic import Field
 from curator import storage
 from curator.data import ModelConfig, ModelIdentity, StrictModel
 from curator.errors import CuratorError, SpecError
+from curator.scorers import ScorerConfig
 from curator.spec import CurationSpec
 from curator.tokens.tokenizer import Tokenizer, load_tokenizer
 from curator.tokens.windows import plan_windows
@@ -38,27 +39,39 @@ def explained(path: str) -> Iterator[None]:
 
 
 def resolve_models(spec: CurationSpec) -> tuple[Tokenizer, TokenizerIdentity, dict[str, ModelIdentity]]:
-    """Identify every model and check that all of them share the dataset's tokenizer."""
+    """Identify every model, and see which of them have the dataset's tokenizer.
+
+    A model with another one is scored on its own tokens and projected: its identity says so.
+    """
     models: dict[str, ModelIdentity] = {}
     for name, config in spec.models.items():
         with explained(f"models.{name}"):
             models[name] = config.identify()
     tokenizer, identity = _dataset_tokenizer(spec)
     for name, config in spec.models.items():
-        left_context = _left_context(name, config, models[name].context, tokenizer.bos_id is not None)
-        models[name] = models[name].model_copy(update={"left_context": left_context})
-    for name, config in spec.models.items():
-        if name == spec.tokenizer_model():
-            continue
-        with explained(f"models.{name}"):
-            theirs = load_tokenizer(config.tokenizer_source(), config.revision, spec.tokens)
-        if theirs.fingerprint != tokenizer.fingerprint:
-            raise SpecError(
-                f"models.{name}: its tokenizer has fingerprint {theirs.fingerprint}, the dataset's "
-                f"({identity.source}) has {identity.fingerprint}; scores of another tokenizer cannot be aligned, "
-                "use models with the same tokenizer"
-            )
+        own = None if name == spec.tokenizer_model() else _own_tokenizer(name, config, spec, identity)
+        has_bos = (own or tokenizer).bos_id is not None
+        changes = {
+            "left_context": _left_context(name, config, models[name].context, has_bos),
+            "tokenizer_fingerprint": None if own is None else own.fingerprint,
+        }
+        models[name] = models[name].model_copy(update=changes)
     return tokenizer, identity, models
+
+
+def _own_tokenizer(name: str, config: ScorerConfig, spec: CurationSpec, dataset: TokenizerIdentity) -> Tokenizer | None:
+    """The model's tokenizer if it is not the dataset's, which its scores can then be projected from."""
+    with explained(f"models.{name}"):
+        theirs = load_tokenizer(config.tokenizer_source(), config.revision, spec.tokens)
+    if theirs.fingerprint == dataset.fingerprint:
+        return None
+    if config.features:
+        raise SpecError(
+            f"models.{name}.features: {list(config.features)} of a model whose tokenizer (fingerprint "
+            f"{theirs.fingerprint}) is not the dataset's ({dataset.source}, {dataset.fingerprint}); only log-probs can "
+            "be projected across tokenizers: remove the features, or name this model's tokenizer in tokens.tokenizer"
+        )
+    return theirs
 
 
 def _left_context(name: str, config: ModelConfig, context: int, has_bos: bool) -> int:

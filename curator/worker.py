@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 import pyarrow as pa
 
 import curator
-from curator.errors import ClusterError, CuratorError
+from curator.errors import ClusterError, CuratorError, EngineDied
 
 TaskContra = TypeVar("TaskContra", contravariant=True)
 ResultCo = TypeVar("ResultCo", covariant=True)
@@ -40,11 +40,19 @@ class Stage(Protocol[TaskContra, ResultCo]):
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a task failed on one attempt; travels back from the worker."""
+    """Why a task failed on one attempt; travels back from the worker.
+
+    Attributes:
+        error: what was raised.
+        trace: where.
+        opening: the stage could not even be opened.
+        unfit: the process is not to be trusted with another task, and `StageWorker.leave` should end it.
+    """
 
     error: CuratorError
     trace: str
     opening: bool = False
+    unfit: bool = False
 
 
 class StageWorker:
@@ -68,6 +76,10 @@ class StageWorker:
     def status(self) -> int:
         """Tokens done on the running task."""
         return self._tokens
+
+    def leave(self) -> None:
+        """End the process: whatever started it starts a fresh one. Never returns."""
+        os._exit(1)
 
     def run(self, generation: int, stage: Stage[Any, Any], task: Any, upcoming: Any) -> Any:
         """Do one task, and begin to load the one that will probably come next.
@@ -95,11 +107,11 @@ class StageWorker:
                 self._ahead = (upcoming, self._reader.submit(self._stage.load, upcoming))
             return self._stage.run(task, inputs, self._count)
         except CuratorError as error:
-            return Failure(error, traceback.format_exc(), opening)
-        except Exception as error:  # anything else is a bug or a passing fault: the driver decides about retrying
+            return Failure(error, traceback.format_exc(), opening, unfit=isinstance(error, EngineDied))
+        except Exception as error:  # a bug or a passing fault, such as a broken device: the driver decides on retrying
             wrapped = ClusterError(f"{type(error).__name__}: {error}")
             wrapped.retryable = True
-            return Failure(wrapped, traceback.format_exc(), opening)
+            return Failure(wrapped, traceback.format_exc(), opening, unfit=True)
 
     def _take_ahead(self, task: Any) -> Any:
         assert self._stage is not None

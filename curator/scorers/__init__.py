@@ -9,13 +9,16 @@ from typing import Annotated
 
 from pydantic import Field
 
+from curator.scorers.auto import AutoModel
 from curator.scorers.bigram import BigramModel
+from curator.scorers.openai import OpenAIModel
 from curator.scorers.transformers import TransformersModel
+from curator.scorers.vllm import VllmModel
 
 ScorerConfig = Annotated[
-    BigramModel | TransformersModel,
+    AutoModel | BigramModel | OpenAIModel | TransformersModel | VllmModel,
     Field(discriminator="engine"),
 ]
 """A model of a spec, with the engine that runs it; `engine` picks the kind."""
 
-__all__ = ["BigramModel", "ScorerConfig", "TransformersModel"]
+__all__ = ["AutoModel", "BigramModel", "OpenAIModel", "ScorerConfig", "TransformersModel", "VllmModel"]

@@ -73,6 +73,16 @@ def choose_attention(model: Any) -> None:
         use_blocked_attention(model)
 
 
+def compile_layers(model: Any) -> None:
+    """Compile each repeated layer by itself, for any length: all of them share one compilation."""
+    repeated = set(model._no_split_modules or ())
+    layers = [module for module in model.modules() if type(module).__name__ in repeated]
+    if not layers:
+        raise ScorerError(f"{type(model).__name__} names no layers that could be compiled; set compile: false")
+    for layer in layers:
+        layer.compile(dynamic=True)
+
+
 class CausalScorer:
     """Scores token sequences with one loaded model; see `curator.data.Scorer`."""
 

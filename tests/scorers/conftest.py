@@ -4,23 +4,37 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+
+from curator.data import IntArray
 
 COMMON: dict[str, Any] = {
     "vocab_size": 5000,  # more than one tile of the head, and no multiple of it
-    "hidden_size": 32,
-    "intermediate_size": 48,
+    "hidden_size": 128,
+    "intermediate_size": 192,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "head_dim": 8,
+    "head_dim": 32,  # the smallest that vLLM's attention on a CPU has
     "max_position_embeddings": 128,
-    "initializer_range": 0.4,  # large enough for logits that are far from uniform
+    "initializer_range": 0.2,  # large enough for logits that are far from uniform
     "bos_token_id": 1,
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-GPT2 = {"vocab_size": 5000, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "initializer_range": 0.4}
+GPT2 = {"vocab_size": 5000, "n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 128, "initializer_range": 0.2}
+OPT = {
+    "vocab_size": 5000,
+    "hidden_size": 128,
+    "word_embed_proj_dim": 128,
+    "ffn_dim": 192,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "init_std": 0.2,
+}
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama_tied": ("LlamaConfig", COMMON | {"tie_word_embeddings": True}),
     "llama_untied": ("LlamaConfig", COMMON | {"tie_word_embeddings": False}),
@@ -29,6 +43,9 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         "Gemma2Config",
         COMMON | {"final_logit_softcapping": 5.0, "attn_logit_softcapping": 1.0, "sliding_window": 16},
     ),
+    "gemma3": ("Gemma3TextConfig", COMMON | {"sliding_window": 16}),
+    "mistral": ("MistralConfig", COMMON),
+    "opt": ("OPTConfig", OPT | {"bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1}),
     "gpt2": ("GPT2Config", GPT2 | {"bos_token_id": 1, "eos_token_id": 2}),
     "phi_bias": ("PhiConfig", {k: v for k, v in COMMON.items() if k != "head_dim"}),
     "granite_scaling": ("GraniteConfig", COMMON | {"logits_scaling": 8.0}),
@@ -66,3 +83,20 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 def each_checkpoint(request: pytest.FixtureRequest, checkpoint: Callable[[str], Path]) -> Path:
     """Every architecture in turn."""
     return checkpoint(request.param)
+
+
+@pytest.fixture(scope="session")
+def plain_logprobs() -> Callable[[Path, IntArray], NDArray[np.float64]]:
+    """The oracle: the whole model in float32, eager, one unpadded sequence, log_softmax in float64; (T - 1, V)."""
+
+    def compute(model: Path, ids_T: IntArray) -> NDArray[np.float64]:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager").eval()
+        with torch.inference_mode():
+            logits = loaded(input_ids=torch.from_numpy(ids_T.astype(np.int64))[None]).logits[0, :-1]
+        logprobs: NDArray[np.float64] = logits.double().log_softmax(-1).numpy()
+        return logprobs
+
+    return compute

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,19 +15,32 @@ from curator.scorers import ScorerConfig
 CONTEXT = 64
 VOCABULARY = 1024  # no larger than any of the models'
 ENGINES = [member.model_fields["engine"].annotation.__args__[0] for member in get_args(get_args(ScorerConfig)[0])]
+ELSEWHERE = {
+    "auto": "is a choice between two of the others: test_auto",
+    "openai": "needs a server: test_openai",
+}
 
 Build = Callable[..., Scorer]
 
 
-@pytest.fixture(params=ENGINES)
+def marked(engine: str) -> Any:
+    """vLLM takes seconds to start, and warns of much."""
+    marks = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")] if engine == "vllm" else []
+    return pytest.param(engine, marks=marks)
+
+
+@pytest.fixture(params=[marked(engine) for engine in ENGINES if engine not in ELSEWHERE])
 def build(request: pytest.FixtureRequest, checkpoint: Callable[[str], Path]) -> Build:
     """Start the engine with a small model; a new engine needs a line here."""
-    models = {"bigram": "bigram", "transformers": None}
+    models = {"bigram": "bigram", "transformers": None, "vllm": None}
+    arguments = {"vllm": {"enforce_eager": True, "block_size": 32}}
     assert request.param in models, f"name a small model for engine {request.param!r}"
     model = models[request.param] or str(checkpoint("llama_tied"))
 
     def start(**options: object) -> Scorer:
         fields = {"engine": request.param, "model": model, "context": CONTEXT, **options}
+        if request.param in arguments:
+            fields["engine_args"] = arguments[request.param]
         config = TypeAdapter(ScorerConfig).validate_python(fields)
         identity = config.identify()
         assert identity.context == CONTEXT and identity.engine == request.param
@@ -74,8 +87,9 @@ def test_a_token_depends_on_what_is_before_it_and_not_on_what_follows(build: Bui
 
 def test_same_call_gives_same_bits(build: Build) -> None:
     sequences = random_sequences(9, 33, 12)
-    first, second = build(), build()
-    for one, other in zip(first.score(sequences, lambda n: None), second.score(sequences, lambda n: None), strict=True):
+    first = build().score(sequences, lambda n: None)
+    second = build().score(sequences, lambda n: None)
+    for one, other in zip(first, second, strict=True):
         assert one.logprobs_T.tobytes() == other.logprobs_T.tobytes()
 
 

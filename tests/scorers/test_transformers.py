@@ -19,6 +19,7 @@ from curator.scorers.causal_lm import CausalScorer
 from curator.scorers.transformers import TransformersModel
 
 Checkpoint = Callable[[str], Path]
+Oracle = Callable[[Path, np.ndarray], np.ndarray]
 RAGGED = (128, 3, 50, 2, 51, 49, 100, 17, 1, 0)
 
 
@@ -35,17 +36,7 @@ def sequences_of(*lengths: int, vocabulary: int = 5000) -> list[np.ndarray]:
     return [generator.integers(0, vocabulary, length, dtype=np.int32) for length in lengths]
 
 
-def plain_logprobs(model: Path, ids: np.ndarray) -> np.ndarray:
-    """The oracle: the whole model in float32, eager, one unpadded sequence, log_softmax in float64; (T - 1, V)."""
-    from transformers import AutoModelForCausalLM
-
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager").eval()
-    with torch.inference_mode():
-        logits = loaded(input_ids=torch.from_numpy(ids.astype(np.int64))[None]).logits[0, :-1]
-    return logits.double().log_softmax(-1).numpy()
-
-
-def test_float32_equals_a_plain_forward(each_checkpoint: Path) -> None:
+def test_float32_equals_a_plain_forward(each_checkpoint: Path, plain_logprobs: Oracle) -> None:
     folder = each_checkpoint
     sequences = sequences_of(*RAGGED)
     scores = score(engine(folder, features=("entropy", "rank")), sequences)
@@ -277,3 +268,17 @@ def test_a_real_gguf_model_scores_prose_well(smollm2_gguf: Path) -> None:
     prose, noise = config.build(identity, 2).score([ids, shuffled], lambda n: None)
     assert np.nanmean(prose.logprobs_T) > -3
     assert np.nanmean(noise.logprobs_T) < np.nanmean(prose.logprobs_T) - 2
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_layers_give_the_same_scores(checkpoint: Checkpoint) -> None:
+    import torch._dynamo
+
+    sequences = sequences_of(*RAGGED)
+    expected = score(engine(checkpoint("qwen3")), sequences)
+    torch._dynamo.utils.counters.clear()
+    compiled = score(engine(checkpoint("qwen3"), engine_args={"compile": True}), sequences)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    for one, other in zip(compiled, expected, strict=True):
+        np.testing.assert_allclose(one.logprobs_T, other.logprobs_T, atol=1e-4)

@@ -1,0 +1,97 @@
+"""What engines share that run a checkpoint themselves: finding it, and resolving its dtype and context."""
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from curator.data import ModelConfig, ModelIdentity
+from curator.errors import ScorerError
+from curator.scorers.checkpoint import Checkpoint, inspect_checkpoint
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+_LONGEST_DEFAULT_CONTEXT = 8192
+
+
+class LocalModel(ModelConfig):
+    """A checkpoint that is run where the worker is."""
+
+    dtype: Dtype = Field(
+        default="auto",
+        description="of weights and activations; auto = float32 for float32 checkpoints, else bfloat16 "
+        "(but float16 for float16 checkpoints on a GPU, and float32 on a CPU without bfloat16 instructions)",
+    )
+
+    def tokenizer_source(self) -> str:
+        """The model's own place."""
+        return self.model
+
+    def identify_checkpoint(self, engine: str, engine_version: str) -> ModelIdentity:
+        """Check that the checkpoint is whole and safe, and resolve revision, dtype and context; loads no weights."""
+        found = inspect_checkpoint(self.model, self.revision)
+        return ModelIdentity(
+            id=self.model,
+            revision=found.revision,
+            weights_digest=found.weights_digest,
+            engine=engine,
+            engine_version=engine_version,
+            dtype=_resolve_dtype(self.dtype, found.stored_type, on_gpu=self.gpus > 0),
+            context=self._resolve_context(found),
+            parameters=found.parameters,
+        )
+
+    def _resolve_context(self, found: Checkpoint) -> int:
+        own = found.context
+        if self.context is None:
+            return min(own or _LONGEST_DEFAULT_CONTEXT, _LONGEST_DEFAULT_CONTEXT)
+        if own is not None and self.context > own:
+            raise ScorerError(
+                f"context {self.context} is longer than the {own} tokens that model {self.model!r} was made for; set "
+                f"context to at most {own}, or leave it out"
+            )
+        return self.context
+
+
+def versions_of(engine: str, *packages: str) -> str:
+    """Versions of the packages that can change a score, such as `5.19.0+torch2.13.0+cpu`.
+
+    Raises:
+        ScorerError: one is not installed; says which extra brings it.
+    """
+    found = [installed_version(package) for package in packages]
+    if None in found:
+        missing = packages[found.index(None)]
+        raise ScorerError(f"engine {engine} needs {missing}, which is not installed: install token-curator[{engine}]")
+    return f"{found[0]}" + "".join(f"+{name}{number}" for name, number in zip(packages[1:], found[1:], strict=True))
+
+
+def installed_version(package: str) -> str | None:
+    """Version of a package or of its build for CPUs, which has a name of its own; None where neither is installed."""
+    for name in (package, f"{package}-cpu"):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def _resolve_dtype(dtype: Dtype, stored_type: str, *, on_gpu: bool) -> str:
+    if dtype != "auto":
+        return dtype
+    if stored_type in ("F32", "F64"):
+        return "float32"
+    if on_gpu:
+        return "float16" if stored_type == "F16" else "bfloat16"
+    return "bfloat16" if _cpu_multiplies_bfloat16() else "float32"
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    """Whether this CPU has bfloat16 products; without them bfloat16 is emulated, slower than float32."""
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return False
+    lines = (line for line in info.read_text().splitlines() if line.startswith(("flags", "Features")))
+    flags = set(next(lines, "").split())
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
