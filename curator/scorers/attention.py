@@ -29,7 +29,8 @@ def use_blocked_attention(model: Any) -> bool:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    uncompiled = torch.compiler.disable(_attend)  # its loop over blocks would be compiled again for every length
+    # Its loop over blocks would be compiled again for every length.
+    uncompiled = torch.compiler.disable(_attend)  # type: ignore[no-untyped-call]
     AttentionInterface.register(_NAME, uncompiled)
     AttentionMaskInterface.register(_NAME, sdpa_mask)
     model.set_attn_implementation(_NAME)

@@ -1,5 +1,7 @@
 """Tiny random checkpoints of several architectures, written as any trainer would write them."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import curator.scorers
 from curator.data import IntArray
 
 COMMON: dict[str, Any] = {
@@ -24,6 +27,7 @@ COMMON: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 GPT2 = {"vocab_size": 5000, "n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 128, "initializer_range": 0.2}
 OPT = {
     "vocab_size": 5000,
@@ -100,3 +104,16 @@ def plain_logprobs() -> Callable[[Path, IntArray], NDArray[np.float64]]:
         return logprobs
 
     return compute
+
+
+@pytest.fixture(scope="session")
+def tokenized_checkpoint(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random llama with a real tokenizer of 1,024 tokens."""
+    made = tmp_path_factory.mktemp("tokenized") / "llama"
+    shutil.copytree(checkpoint("llama_untied"), made)
+    shutil.copy(Path(curator.scorers.__file__).parent / "bigram_model" / "tokenizer.json", made)
+    (made / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    (made / "generation_config.json").unlink()
+    config = json.loads((made / "config.json").read_text())  # whose special ids are ordinary tokens there
+    (made / "config.json").write_text(json.dumps(config | dict.fromkeys(SPECIAL_IDS)))
+    return made

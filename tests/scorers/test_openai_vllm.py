@@ -1,14 +1,13 @@
 """The engine behind HTTP against real vLLM servers on loopback, by the float32 transformers engine."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import curator.scorers
 from curator.data import Scorer, TokenScores
 from curator.errors import ScorerError
 from curator.scorers.openai import OpenAIModel
@@ -39,13 +37,8 @@ ENVIRONMENT = {
 
 
 @pytest.fixture(scope="module")
-def folder(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random llama with a real tokenizer of 1,024 tokens."""
-    made = tmp_path_factory.mktemp("served") / "llama"
-    shutil.copytree(checkpoint("llama_untied"), made)
-    shutil.copy(Path(curator.scorers.__file__).parent / "bigram_model" / "tokenizer.json", made)
-    (made / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
-    return made
+def folder(tokenized_checkpoint: Path) -> Path:
+    return tokenized_checkpoint
 
 
 @contextmanager
