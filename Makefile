@@ -4,11 +4,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo-output
+BENCH := build/bench-venv
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export HF_HUB_OFFLINE = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help setup demo check test soak bench lock clean
+.PHONY: help setup demo check test soak bench bench-scoring lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -22,6 +23,7 @@ $(VENV)/ready: pyproject.toml requirements.lock
 	$(BIN)/pip install --quiet "$$(grep '^torch==' requirements.lock)"
 	grep -v '^torch==' requirements.lock > $(VENV)/rest.lock
 	$(BIN)/pip install --quiet --no-deps -r $(VENV)/rest.lock
+	rm -rf token_curator.egg-info
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
@@ -40,8 +42,19 @@ test: check ## Everything that CI runs
 soak: setup ## The long forms of the fault tests
 	CURATOR_SOAK=1 $(BIN)/pytest -m slow tests/test_faults.py
 
-bench: setup ## Measure speed, memory and size; figures go to benchmarks/results/
-	for name in scoring selection storage_size memory; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+bench: bench-scoring ## Measure speed, memory and size; figures go to benchmarks/results/
+	for name in selection storage_size memory; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+bench-scoring: setup $(BENCH)/ready ## Our scorers beside other ways to score, 18 minutes; SCORING="--sections limit"
+	$(BIN)/python benchmarks/scoring.py --harness $(BENCH)/bin/python $(SCORING)
+
+# A peer of the benchmark, with this project's torch; without it the table has a row less.
+$(BENCH)/ready: $(VENV)/ready
+	$(BIN)/python -m venv --clear $(BENCH)
+	cd $(VENV)/lib/python3*/site-packages && pwd > $(CURDIR)/$(BENCH)/project.pth
+	mv $(BENCH)/project.pth $(BENCH)/lib/python3*/site-packages/
+	$(BENCH)/bin/pip install --quiet --no-warn-conflicts -c requirements.lock lm-eval==0.4.13 && touch $@ || \
+		echo "lm-eval cannot be installed: its row is left out"
 
 lock: setup ## Write requirements.lock from what .venv holds
 	$(BIN)/pip freeze --all --exclude-editable | grep -v "^pip==" | sed -E 's/^(torch==[^+]*)\+.*/\1/' > requirements.lock

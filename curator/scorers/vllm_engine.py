@@ -3,7 +3,7 @@
 import gc
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from curator.data import IntArray, TokenScores
 from curator.errors import EngineDied, ScorerError
 from curator.scorers.memory import keep_freed_memory
 from curator.scorers.vllm_arguments import LEAST_BATCHED_TOKENS, EngineSettings, engine_arguments, prepare_environment
+
+_QUEUED_STEPS = 4
 
 _last: "weakref.ref[VllmScorer] | None" = None
 
@@ -22,7 +24,7 @@ class VllmScorer:
     def __init__(self, settings: EngineSettings) -> None:
         """Start the engine; raises ScorerError when vLLM cannot run the model."""
         self._settings = settings
-        self._batched_tokens: int | None = None
+        self._batched_tokens = 0
         self._notes: dict[str, Any] = {}
         self._engine: Any = None
         self._start()
@@ -72,7 +74,7 @@ class VllmScorer:
             torch.set_num_threads(settings.threads)
             keep_freed_memory()
         _end_last_engine(self)
-        arguments = engine_arguments(settings, self._batched_tokens)
+        arguments = engine_arguments(settings, self._batched_tokens or None)
         self._batched_tokens = arguments["max_num_batched_tokens"]
         try:
             self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
@@ -97,19 +99,32 @@ class VllmScorer:
     def _score_all(self, sequences: Sequence[IntArray], on_tokens: Callable[[int], None]) -> list[TokenScores]:
         columns = 1 + len(self._settings.features)
         scores_TK = [np.full((len(ids_T), columns), np.nan, np.float32) for ids_T in sequences]
-        parameters = self._parameters()
-        for number, ids_T in enumerate(sequences):
-            if len(ids_T) >= 2:
-                self._engine.add_request(str(number), {"prompt_token_ids": ids_T.tolist()}, parameters)
-            else:
+        for ids_T in sequences:
+            if len(ids_T) < 2:
                 on_tokens(len(ids_T))
-        while self._engine.has_unfinished_requests():
+        waiting = (number for number, ids_T in enumerate(sequences) if len(ids_T) >= 2)
+        queued = 0
+        while True:
+            queued += self._queue(sequences, waiting, _QUEUED_STEPS * self._batched_tokens - queued)
+            if not self._engine.has_unfinished_requests():
+                break
             for output in self._engine.step():
                 if output.finished:
                     number = int(output.request_id)
                     scores_TK[number][1:] = self._read(output, sequences[number])
+                    queued -= len(sequences[number])
                     on_tokens(len(sequences[number]))
         return [self._unpack(one_TK) for one_TK in scores_TK]
+
+    def _queue(self, sequences: Sequence[IntArray], waiting: Iterator[int], tokens: int) -> int:
+        """Hand over sequences of `tokens` tokens, so that vLLM, whose ids are Python's, never holds a whole shard."""
+        parameters = self._parameters()
+        added = 0
+        while added < tokens and (number := next(waiting, None)) is not None:
+            prompt = {"prompt_token_ids": sequences[number].tolist()}
+            self._engine.add_request(str(number), prompt, parameters)
+            added += len(sequences[number])
+        return added
 
     def _parameters(self) -> Any:
         if self._settings.scoring == "in_engine":
@@ -138,7 +153,6 @@ class VllmScorer:
 
     def _halve(self, error: Exception) -> None:
         """Start again with half the tokens in a step."""
-        assert self._batched_tokens is not None
         if self._batched_tokens < 2 * LEAST_BATCHED_TOKENS:
             raise ScorerError(
                 f"out of memory with {self._batched_tokens} tokens in a step ({error}); set a shorter context, a "
