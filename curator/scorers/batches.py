@@ -9,12 +9,13 @@ MAX_PADDING = 0.03
 """Share of a batch that may be padding."""
 
 
-def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+def plan_batches(lengths: Sequence[int], batch_tokens: int, *, packed: bool = False) -> list[list[int]]:
     """Group sequences of similar length, the longest first so that a lack of memory shows at once.
 
     Args:
         lengths: tokens of each sequence.
         batch_tokens: most tokens of a batch, padding included; a longer sequence runs alone.
+        packed: sequences lie end to end, so that none is padded and any lengths fit together.
 
     Returns:
         Indices into `lengths`, one list a batch. Sequences below two tokens have nothing to score and are left out.
@@ -25,6 +26,8 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     for i in order:
         width = lengths[batches[-1][0]] if batches else 0
         padded_tokens = width * (len(batches[-1]) + 1) if batches else 0
+        if packed and batches:
+            padded_tokens = real_tokens + lengths[i]
         fits = batches and padded_tokens <= batch_tokens
         if fits and real_tokens + lengths[i] >= (1 - MAX_PADDING) * padded_tokens:
             batches[-1].append(i)

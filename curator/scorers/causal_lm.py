@@ -5,6 +5,7 @@ never looks at, so no sequence sees another and the fast causal attention path i
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,24 +87,43 @@ def compile_layers(model: Any) -> None:
 class CausalScorer:
     """Scores token sequences with one loaded model; see `curator.data.Scorer`."""
 
-    def __init__(self, model: Any, features: tuple[Feature, ...] = (), batch_tokens: int | None = None) -> None:
-        """Take a loaded causal language model; raises ScorerError when its head does more than is known here."""
+    def __init__(
+        self,
+        model: Any,
+        features: tuple[Feature, ...] = (),
+        batch_tokens: int | None = None,
+        *,
+        rounded: bool = False,
+        packing: bool | None = None,
+    ) -> None:
+        """Take a loaded causal language model.
+
+        Raises:
+            ScorerError: its head does more than is known here, or packed documents see each other.
+        """
         self._model = model
         self._body = model.base_model
-        self._head = read_head(model)
+        self._head = replace(read_head(model), rounded=rounded)
         self._device = self._head.weight_VH.device
         self._features = features
         self._batch_tokens = batch_tokens or _BATCH_TOKENS[self._device.type]
         self._vocabulary = model.get_input_embeddings().weight.shape[0]
         self._halvings = 0
+        flash = str(model.config._attn_implementation).startswith("flash_attention")
+        self._packed = flash if packing is None else packing
         self._check_head()
+        if self._packed and (mixes := self._explain_mixing()):
+            if packing:
+                raise ScorerError(f"{mixes}; set packing: false")
+            self._packed = False
 
     def score(self, sequences: Sequence[IntArray], on_tokens: Callable[[int], None]) -> list[TokenScores]:
         """Score sequences no longer than the model's context; raises ScorerError for unusable ids or scores."""
         self._check_ids(sequences)
         scores = [_unscored(len(ids_T), self._features) for ids_T in sequences]
         on_tokens(sum(len(ids_T) for ids_T in sequences if len(ids_T) < 2))
-        waiting = plan_batches([len(ids_T) for ids_T in sequences], self._batch_tokens)[::-1]
+        waiting = plan_batches([len(ids_T) for ids_T in sequences], self._batch_tokens, packed=self._packed)
+        waiting.reverse()
         while waiting:
             batch = waiting.pop()
             try:
@@ -124,17 +144,15 @@ class CausalScorer:
 
     def _score_batch(self, batch: list[IntArray]) -> RowScores:
         """Scores of all positions but each sequence's first, sequence after sequence."""
-        lengths = [len(ids_T) for ids_T in batch]
-        ids_BT = torch.zeros((len(batch), max(lengths)), dtype=torch.int64)
-        for row, ids_T in enumerate(batch):
-            ids_BT[row, : len(ids_T)] = torch.from_numpy(ids_T.astype(np.int64))
-        ids_BT = ids_BT.to(self._device)
+        ids_BT, starts, options = _lay_packed(batch) if self._packed else _lay_padded(batch)
+        places_N = torch.cat([torch.arange(s, s + len(ids) - 1) for s, ids in zip(starts, batch, strict=True)])
+        target_N = ids_BT.flatten()[places_N + 1]
         with torch.inference_mode():
-            hidden_BTH = self._body(input_ids=ids_BT, use_cache=False)[0]
-            hidden_NH = torch.cat([hidden_BTH[row, : length - 1] for row, length in enumerate(lengths)])
-            target_N = torch.cat([ids_BT[row, 1:length] for row, length in enumerate(lengths)])
+            options = {name: value.to(self._device) for name, value in options.items()}
+            hidden_BTH = self._body(input_ids=ids_BT.to(self._device), use_cache=False, **options)[0]
+            hidden_NH = hidden_BTH.flatten(0, 1)[places_N.to(self._device)]
             del hidden_BTH
-            return score_rows(self._head, hidden_NH, target_N, self._features)
+            return score_rows(self._head, hidden_NH, target_N.to(self._device), self._features)
 
     def _halve(self, batch: list[int], longest: int) -> list[list[int]]:
         """Two smaller batches, in the order in which they are to be popped."""
@@ -157,6 +175,20 @@ class CausalScorer:
                     f"{self._vocabulary} embeddings; tokenize with the model's own tokenizer"
                 )
 
+    def _explain_mixing(self) -> str | None:
+        """Compare a packed pair with its members alone: some models mix them, without a word."""
+        pair = [np.arange(1, min(17, self._vocabulary), dtype=np.int32)] * 2
+        together_N = self._score_batch(pair).logprobs_N
+        alone_N = self._score_batch(pair[:1]).logprobs_N.repeat(2)
+        tolerance = 2.0 ** (-12 if self._head.weight_VH.dtype == torch.float32 else -4) * max(1, float(-alone_N.min()))
+        difference = float((together_N - alone_N).abs().max())
+        if difference <= tolerance:
+            return None
+        return (
+            f"packed documents see each other in {type(self._model).__name__}: log-probs differ by {difference:.3g} "
+            f"nats from a document's alone (tolerance {tolerance:.3g})"
+        )
+
     def _check_head(self) -> None:
         """Compare with the model's own logits once: some architectures treat them in ways not known here."""
         ids_T = np.arange(1, min(17, self._vocabulary), dtype=np.int32)
@@ -173,6 +205,27 @@ class CausalScorer:
                 f"{type(self._model).__name__} does more to its logits than this engine knows: log-probs differ by "
                 f"{difference:.3g} nats from its own (tolerance {tolerance:.3g}); use engine vllm, or dtype float32"
             )
+
+
+_Layout = tuple[torch.Tensor, list[int], dict[str, torch.Tensor]]
+"""Ids (B, T), where each sequence starts in them when they are flattened, and what else the model is told."""
+
+
+def _lay_padded(batch: list[IntArray]) -> _Layout:
+    """A row for each sequence, padded on the right, which a causal model never looks at."""
+    width = max(map(len, batch))
+    ids_BT = torch.zeros((len(batch), width), dtype=torch.int64)
+    for row, ids_T in enumerate(batch):
+        ids_BT[row, : len(ids_T)] = torch.from_numpy(ids_T.astype(np.int64))
+    return ids_BT, [row * width for row in range(len(batch))], {}
+
+
+def _lay_packed(batch: list[IntArray]) -> _Layout:
+    """One row of all sequences; positions that start again at 0 tell `transformers` where they part."""
+    lengths = [len(ids_T) for ids_T in batch]
+    ids_BT = torch.from_numpy(np.concatenate(batch).astype(np.int64))[None]
+    position_BT = torch.cat([torch.arange(length) for length in lengths])[None]
+    return ids_BT, [sum(lengths[:number]) for number in range(len(batch))], {"position_ids": position_BT}
 
 
 def _unscored(length: int, features: tuple[Feature, ...]) -> TokenScores:

@@ -11,6 +11,11 @@ from curator.errors import ScorerError
 from curator.scorers.checkpoint import Checkpoint, inspect_checkpoint
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+HeadPrecision = Literal["exact", "rounded"]
+HEAD_DESCRIPTION = (
+    "how a bfloat16 or float16 model's logits are kept on a CPU: exact = in float32; rounded = in the model's type, "
+    "faster, with a larger error (README)"
+)
 
 _LONGEST_DEFAULT_CONTEXT = 8192
 

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from curator.data import ModelIdentity, Scorer, StrictModel
-from curator.scorers.local import LocalModel, versions_of
+from curator.scorers.local import HEAD_DESCRIPTION, HeadPrecision, LocalModel, versions_of
 
 
 class TransformersArguments(StrictModel):
@@ -21,10 +21,16 @@ class TransformersArguments(StrictModel):
         ge=1,
         description="most tokens of a batch, padding included; null = 4,096 on a CPU, 32,768 on a GPU",
     )
+    head: HeadPrecision = Field(default="exact", description=HEAD_DESCRIPTION)
     compile: bool = Field(
         default=False,
         description="compile the layers with torch.compile: a minute or more per worker at its start, then about a "
         "tenth faster on a CPU; it pays from some millions of tokens per worker on",
+    )
+    packing: bool | None = Field(
+        default=None,
+        description="lay documents end to end instead of padding them; null = with flash attention alone, which keeps "
+        "them apart at no cost",
     )
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] | None = Field(
         default=None,
@@ -52,4 +58,7 @@ class TransformersModel(LocalModel):
         )
         if self.engine_args.compile:
             compile_layers(model)
-        return CausalScorer(model, self.features, self.engine_args.batch_tokens)
+        arguments = self.engine_args
+        return CausalScorer(
+            model, self.features, arguments.batch_tokens, rounded=arguments.head == "rounded", packing=arguments.packing
+        )

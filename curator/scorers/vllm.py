@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from curator.data import ModelIdentity, Scorer, StrictModel
 from curator.errors import ScorerError
-from curator.scorers.local import LocalModel, versions_of
+from curator.scorers.local import HEAD_DESCRIPTION, HeadPrecision, LocalModel, versions_of
 
 _SET_ELSEWHERE = {
     "model": "model", "tokenizer": "model", "revision": "revision", "dtype": "dtype", "max_model_len": "context",
@@ -33,6 +33,7 @@ class VllmArguments(StrictModel):
         description="in_engine = a few floats per token leave the engine; prompt_logprobs = vLLM's own way, slower and "
         "without entropy; auto = in_engine where this build of vLLM can",
     )
+    head: HeadPrecision = Field(default="exact", description=HEAD_DESCRIPTION)
 
     @model_validator(mode="after")
     def _refuse(self) -> Self:
@@ -71,6 +72,7 @@ class VllmModel(LocalModel):
             model=plain_checkpoint(self.model, identity),
             identity=identity,
             features=self.features,
+            head=self.engine_args.head,
             gpus=self.gpus,
             threads=threads,
             scoring="in_engine" if identity.engine_version.endswith(", in_engine") else "prompt_logprobs",

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from curator.data import Feature, ModelIdentity
 from curator.errors import ScorerError
+from curator.scorers.local import HeadPrecision
 
 Scoring = Literal["in_engine", "prompt_logprobs"]
 
@@ -37,6 +38,7 @@ class EngineSettings:
     model: str
     identity: ModelIdentity
     features: tuple[Feature, ...]
+    head: HeadPrecision
     gpus: float
     threads: int
     scoring: Scoring
@@ -143,7 +145,7 @@ def _scoring_arguments(settings: EngineSettings) -> dict[str, Any]:
     return {
         "runner": "pooling",
         "pooler_config": PoolerConfig(task=TASK),
-        "hf_overrides": partial(as_token_scorer, features=settings.features),
+        "hf_overrides": partial(as_token_scorer, features=settings.features, head=settings.head),
     }
 
 

@@ -19,6 +19,7 @@ from vllm.model_executor.models import ModelRegistry
 
 PREFIX = "TokenScoring"
 FEATURES_KEY = "token_scores"
+HEAD_KEY = "token_scoring_head"
 TASK: Literal["token_classify"] = "token_classify"
 
 
@@ -43,7 +44,7 @@ def __getattr__(name: str) -> Any:
     return make_scoring_class(ModelRegistry.models[name.removeprefix(PREFIX)].load_model_cls())
 
 
-def as_token_scorer(config: Any, features: Sequence[str]) -> Any:
+def as_token_scorer(config: Any, features: Sequence[str], head: str = "exact") -> Any:
     """Change a checkpoint's config so that vLLM runs it as a token scorer; for `hf_overrides`.
 
     The own name stays second, for what vLLM decides by it.
@@ -52,4 +53,5 @@ def as_token_scorer(config: Any, features: Sequence[str]) -> Any:
     config.architectures = [PREFIX + own, own]
     config.head_dtype = "model"
     setattr(config, FEATURES_KEY, list(features))
+    setattr(config, HEAD_KEY, head)
     return config

@@ -4,7 +4,7 @@ Shapes: N rows to predict, H hidden size, V vocabulary of this rank, K scores pe
 """
 
 from collections.abc import Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from vllm.v1.pool.metadata import PoolingCursor, PoolingMetadata
 
 from curator.data import Feature
 from curator.scorers.head import Head, RowScores, join_rows, score_logits, score_rows
-from curator.scorers.vllm_plugin import FEATURES_KEY, PREFIX, TASK
+from curator.scorers.vllm_plugin import FEATURES_KEY, HEAD_KEY, PREFIX, TASK
 
 _LOGIT_BYTES = 64 << 20
 _log = init_logger(__name__)
@@ -42,8 +42,10 @@ def make_scoring_class(base: type[Any]) -> type[Any]:
 
         def __init__(self, *, vllm_config: Any, prefix: str = "", **options: Any) -> None:
             super().__init__(vllm_config=vllm_config, prefix=prefix, **options)
-            features = tuple(getattr(vllm_config.model_config.hf_config, FEATURES_KEY, None) or ())
-            self.pooler = ScoringPooler(RowScorer(self, features))
+            config = vllm_config.model_config.hf_config
+            features = tuple(getattr(config, FEATURES_KEY, None) or ())
+            rounded = getattr(config, HEAD_KEY, "exact") == "rounded"
+            self.pooler = ScoringPooler(RowScorer(self, features, rounded))
 
     TokenScoring.__name__ = TokenScoring.__qualname__ = PREFIX + base.__name__
     TokenScoring.__module__ = __name__
@@ -137,10 +139,11 @@ class RowScorer:
     architecture that changes its logits afterwards), whole rows of those logits are reduced instead, some at a time.
     """
 
-    def __init__(self, model: Any, features: tuple[Feature, ...]) -> None:
+    def __init__(self, model: Any, features: tuple[Feature, ...], rounded: bool) -> None:
         """Take a model whose weights may not be loaded yet."""
         self._model = model
         self._features = features
+        self._rounded = rounded
         self._in_tiles: bool | None = None
 
     def __call__(self, hidden_NH: torch.Tensor, target_N: torch.Tensor) -> torch.Tensor:
@@ -153,7 +156,7 @@ class RowScorer:
 
     def _score_tiles(self, hidden_NH: torch.Tensor, target_N: torch.Tensor) -> RowScores:
         head, hidden_NH = self._read_head(hidden_NH)
-        return score_rows(head, hidden_NH, target_N, self._features, _find_ranks())
+        return score_rows(replace(head, rounded=self._rounded), hidden_NH, target_N, self._features, _find_ranks())
 
     def _score_logits(self, hidden_NH: torch.Tensor, target_N: torch.Tensor) -> RowScores:
         step = max(1, _LOGIT_BYTES // (4 * self._processor().org_vocab_size))

@@ -27,3 +27,12 @@ def test_the_longest_come_first_and_order_depends_on_lengths_alone() -> None:
     longest = [max(lengths[i] for i in batch) for batch in batches]
     assert longest == sorted(longest, reverse=True)
     assert batches == plan_batches(lengths, 4096)
+
+
+@given(st.lists(st.integers(0, 300), max_size=80), st.integers(1, 2000))
+def test_packed_batches_hold_any_lengths_up_to_the_budget(lengths: list[int], budget: int) -> None:
+    batches = plan_batches(lengths, budget, packed=True)
+    assert sorted(i for batch in batches for i in batch) == [i for i, length in enumerate(lengths) if length >= 2]
+    totals = [sum(lengths[i] for i in batch) for batch in batches]
+    assert all(total <= budget or len(batch) == 1 for total, batch in zip(totals, batches, strict=True))
+    assert all(totals[n] + lengths[batches[n + 1][0]] > budget for n in range(len(batches) - 1))

@@ -282,3 +282,43 @@ def test_compiled_layers_give_the_same_scores(checkpoint: Checkpoint) -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     for one, other in zip(compiled, expected, strict=True):
         np.testing.assert_allclose(one.logprobs_T, other.logprobs_T, atol=1e-4)
+
+
+def test_a_rounded_head_errs_more_than_an_exact_one_and_not_by_much(checkpoint: Checkpoint) -> None:
+    sequences = sequences_of(128, 100, 90)
+
+    def error(**options: Any) -> float:
+        found = score(engine(checkpoint("llama_untied"), dtype="bfloat16", engine_args=options), sequences)
+        return float(
+            np.mean([np.abs(a.logprobs_T - b.logprobs_T)[1:].mean() for a, b in zip(found, exact, strict=True)])
+        )
+
+    exact = score(engine(checkpoint("llama_untied"), dtype="bfloat16"), sequences)
+    assert error(head="exact") == 0
+    assert 1e-4 < error(head="rounded") < 0.05
+
+
+def test_packed_documents_score_as_alone(each_checkpoint: Path) -> None:
+    sequences = sequences_of(*RAGGED)
+    if each_checkpoint.name.startswith("opt"):  # which takes positions from the attention mask
+        with pytest.raises(ScorerError, match="packed documents see each other in OPTForCausalLM"):
+            score(engine(each_checkpoint, engine_args={"packing": True}), sequences)
+        return
+    packed = score(engine(each_checkpoint, features=("rank",), engine_args={"packing": True}), sequences)
+    padded = score(engine(each_checkpoint, features=("rank",), engine_args={"packing": False}), sequences)
+    for one, other in zip(packed, padded, strict=True):
+        np.testing.assert_allclose(one.logprobs_T, other.logprobs_T, atol=2e-4)
+
+
+def test_a_model_that_mixes_packed_documents_is_refused(checkpoint: Checkpoint) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoint("llama_tied")).eval()
+    plain = model.base_model.forward
+
+    def deaf(*args: Any, position_ids: Any = None, **kwargs: Any) -> Any:
+        return plain(*args, **kwargs)
+
+    model.base_model.forward = deaf
+    with pytest.raises(ScorerError, match="packed documents see each other"):
+        CausalScorer(model, packing=True)

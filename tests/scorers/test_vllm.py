@@ -220,6 +220,15 @@ def test_smollm2_from_gguf_is_within_the_error_of_bfloat16(
     assert np.abs(found - expected).mean() < 0.028
 
 
+def test_a_rounded_head_is_told_to_the_engine(checkpoint: Checkpoint) -> None:
+    sequences = sequences_of(120, 80)
+    exact, rounded = (
+        logprobs(engine(checkpoint("qwen3"), {"head": head}, dtype="bfloat16").score(sequences, lambda n: None))
+        for head in ("exact", "rounded")
+    )
+    assert 1e-4 < np.abs(exact - rounded).mean() < 0.05
+
+
 def test_ids_outside_the_vocabulary_are_refused(checkpoint: Checkpoint) -> None:
     with pytest.raises(ScorerError, match="token id 5000"):
         engine(checkpoint("llama_tied")).score([np.array([1, 5000], np.int32)], lambda n: None)
