@@ -17,7 +17,8 @@ from curator.errors import ScorerError
 from curator.scorers.attention import use_blocked_attention
 from curator.scorers.batches import plan_batches
 from curator.scorers.head import RowScores, read_head, score_rows
-from curator.scorers.memory import keep_freed_memory
+from curator.scorers.local import check_ids
+from curator.scorers.memory import is_out_of_memory, keep_freed_memory
 from curator.scorers.precision import keep_residual_float32
 
 _BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
@@ -119,7 +120,7 @@ class CausalScorer:
 
     def score(self, sequences: Sequence[IntArray], on_tokens: Callable[[int], None]) -> list[TokenScores]:
         """Score sequences no longer than the model's context; raises ScorerError for unusable ids or scores."""
-        self._check_ids(sequences)
+        check_ids(sequences, self._vocabulary)
         scores = [_unscored(len(ids_T), self._features) for ids_T in sequences]
         on_tokens(sum(len(ids_T) for ids_T in sequences if len(ids_T) < 2))
         waiting = plan_batches([len(ids_T) for ids_T in sequences], self._batch_tokens, packed=self._packed)
@@ -129,7 +130,7 @@ class CausalScorer:
             try:
                 rows = self._score_batch([sequences[i] for i in batch])
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 waiting += self._halve(batch, len(sequences[batch[0]]))
                 continue
@@ -166,14 +167,6 @@ class CausalScorer:
             torch.cuda.empty_cache()
         middle = len(batch) // 2
         return [batch[middle:], batch[:middle]]
-
-    def _check_ids(self, sequences: Sequence[IntArray]) -> None:
-        for number, ids_T in enumerate(sequences):
-            if len(ids_T) and (ids_T.min() < 0 or ids_T.max() >= self._vocabulary):
-                raise ScorerError(
-                    f"sequence {number} holds token id {int(ids_T.max())} or {int(ids_T.min())}, outside the model's "
-                    f"{self._vocabulary} embeddings; tokenize with the model's own tokenizer"
-                )
 
     def _explain_mixing(self) -> str | None:
         """Compare a packed pair with its members alone: some models mix them, without a word."""
@@ -256,8 +249,3 @@ def _store(rows: RowScores, batch: list[int], scores: list[TokenScores]) -> None
                     f"sequence {i} got {name.removesuffix('_T')} {target_T[1 + bad[0]]} at token {1 + bad[0]}; the "
                     "model overflows or its weights are damaged: try dtype bfloat16 or float32"
                 )
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """CPU torch has no type of its own for it."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -1,12 +1,13 @@
 """What engines share that run a checkpoint themselves: finding it, and resolving its dtype and context."""
 
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from curator.data import ModelConfig, ModelIdentity
+from curator.data import IntArray, ModelConfig, ModelIdentity
 from curator.errors import ScorerError
 from curator.scorers.checkpoint import Checkpoint, inspect_checkpoint
 
@@ -80,6 +81,16 @@ def installed_version(package: str) -> str | None:
         except PackageNotFoundError:
             continue
     return None
+
+
+def check_ids(sequences: Sequence[IntArray], vocabulary: int) -> None:
+    """Refuse ids that the model has no embedding for; raises ScorerError naming the first such sequence."""
+    for number, ids_T in enumerate(sequences):
+        if len(ids_T) and (ids_T.min() < 0 or ids_T.max() >= vocabulary):
+            raise ScorerError(
+                f"sequence {number} holds token id {int(ids_T.max())} or {int(ids_T.min())}, outside the model's "
+                f"{vocabulary} embeddings; tokenize with the model's own tokenizer"
+            )
 
 
 def _resolve_dtype(dtype: Dtype, stored_type: str, *, on_gpu: bool) -> str:

@@ -1,4 +1,4 @@
-"""How the C library's allocator treats the large arrays of an engine that computes on a CPU."""
+"""Memory of engines: how the C library's allocator treats their large arrays on a CPU, and telling when it ran out."""
 
 import ctypes
 import sys
@@ -20,3 +20,10 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, _KEEP_BYTES)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch ran out of memory; its CPU build has no error of its own for it."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

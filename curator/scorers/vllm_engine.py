@@ -10,7 +10,8 @@ import numpy as np
 
 from curator.data import IntArray, TokenScores
 from curator.errors import EngineDied, ScorerError
-from curator.scorers.memory import keep_freed_memory
+from curator.scorers.local import check_ids
+from curator.scorers.memory import is_out_of_memory, keep_freed_memory
 from curator.scorers.vllm_arguments import LEAST_BATCHED_TOKENS, EngineSettings, engine_arguments, prepare_environment
 
 _QUEUED_STEPS = 4
@@ -31,12 +32,12 @@ class VllmScorer:
 
     def score(self, sequences: Sequence[IntArray], on_tokens: Callable[[int], None]) -> list[TokenScores]:
         """Score sequences no longer than the context; a lack of memory halves the step and starts again."""
-        self._check_ids(sequences)
+        check_ids(sequences, self._vocabulary)
         while True:
             try:
                 return self._score_all(sequences, on_tokens)
             except Exception as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise EngineDied(f"vLLM failed while scoring: {type(error).__name__}: {error}") from error
                 self._halve(error)
 
@@ -163,14 +164,6 @@ class VllmScorer:
         self._notes["batched_tokens_after_out_of_memory"] = self._batched_tokens
         self._start()
 
-    def _check_ids(self, sequences: Sequence[IntArray]) -> None:
-        for number, ids_T in enumerate(sequences):
-            if len(ids_T) and (ids_T.min() < 0 or ids_T.max() >= self._vocabulary):
-                raise ScorerError(
-                    f"sequence {number} holds token id {int(ids_T.max())} or {int(ids_T.min())}, outside the model's "
-                    f"{self._vocabulary} embeddings; tokenize with the model's own tokenizer"
-                )
-
 
 def _end_last_engine(next_one: VllmScorer) -> None:
     """A process holds one engine: the process groups of torch are its own, and a late end would take the next one's."""
@@ -180,9 +173,3 @@ def _end_last_engine(next_one: VllmScorer) -> None:
         last.close()
     gc.collect()
     _last = weakref.ref(next_one)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
