@@ -203,7 +203,14 @@ class Tokenizer:
         forgeable = find_forgeable(self._backend, specials)
         if not forgeable:
             return
-        self._backend = build_backend(hide_specials(self._definition, forgeable), self._found.source)
+        try:
+            self._backend = build_backend(hide_specials(self._definition, forgeable), self._found.source)
+        except TokenizerError as error:  # the vocabulary is built from one of them
+            raise TokenizerError(
+                f"tokenizer {self._found.source!r}: its files name {sorted(forgeable)} as special tokens, but other "
+                "tokens are made of them, so they are ordinary text; correct bos_token_id, eos_token_id and "
+                "pad_token_id in config.json and generation_config.json, or the names in tokenizer_config.json"
+            ) from error
         still = find_forgeable(self._backend, specials)
         if still:
             raise TokenizerError(
