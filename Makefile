@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export HF_HUB_OFFLINE = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help setup demo check test soak bench bench-scoring lock clean
+.PHONY: help setup demo check test browser soak bench bench-scoring lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -36,14 +36,18 @@ check: setup ## Lint, types and quick tests: under two minutes
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 -m "not slow"
 
-test: check ## Everything that CI runs
+test: check browser ## Everything that CI runs
 	$(BIN)/pytest -m slow
 
+browser: ## The Chromium that tests the dashboard, from Debian where it is not there yet
+	mkdir -p build
+	command -v chromium > /dev/null || { apt-get update -qq && apt-get install -y -qq chromium; } > build/apt.log 2>&1 || { cat build/apt.log; exit 1; }
+
 soak: setup ## The long forms of the fault tests
-	CURATOR_SOAK=1 $(BIN)/pytest -m slow tests/test_faults.py
+	CURATOR_SOAK=1 $(BIN)/pytest -m slow tests/test_faults.py tests/service/test_recovery.py tests/service/test_openapi.py
 
 bench: bench-scoring ## Measure speed, memory and size; figures go to benchmarks/results/
-	for name in selection storage_size memory; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in selection storage_size memory downloads service_load; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 bench-scoring: setup $(BENCH)/ready ## Our scorers beside other ways to score, 18 minutes; SCORING="--sections limit"
 	$(BIN)/python benchmarks/scoring.py --harness $(BENCH)/bin/python $(SCORING)

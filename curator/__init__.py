@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from curator.audit import verify
+    from curator.client import Client
     from curator.loading import load
     from curator.manifest import Manifest, read_manifest
     from curator.pipeline import curate, select
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __version__ = _version("token-curator")
 
 __all__ = [
+    "Client",
     "CurationSpec",
     "Manifest",
     "curate",
@@ -28,6 +30,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Client": "client",
     "CurationSpec": "spec",
     "Manifest": "manifest",
     "curate": "pipeline",

@@ -4,7 +4,6 @@ Exit codes: 0 done, 1 failed, 2 bad spec or usage, 3 finished with quarantined r
 """
 
 import json
-import os
 import sys
 import webbrowser
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from curator import remote
 from curator.errors import CuratorError, OutputError, SpecError
 
 FAILED, BAD_USAGE, QUARANTINED, INTERRUPTED = 1, 2, 3, 130
@@ -33,19 +33,31 @@ Directory = Annotated[str, typer.Argument(metavar="DIR", help="folder or URI of 
 
 
 @app.command()
-def run(spec: SpecPath) -> None:
+def run(
+    spec: SpecPath,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="data directory of a service: the job gets a directory there and shows up in it")
+    ] = None,
+) -> None:
     """Run a job to its end; the same command resumes it."""
-    from curator.pipeline import curate
     from curator.progress import make_reporter
     from curator.spec import load_spec
 
-    _finish(curate(load_spec(spec), make_reporter()))
+    if data_dir is None:
+        from curator.pipeline import curate
+
+        _finish(curate(load_spec(spec), make_reporter()))
+    else:
+        from curator.job_runner import run_in
+        from curator.manifest import read_manifest
+
+        _finish(read_manifest(run_in(data_dir, load_spec(spec), make_reporter()).output))
 
 
 @app.command()
 def plan(spec: SpecPath, as_json: Annotated[bool, typer.Option("--json", help="print the whole plan")] = False) -> None:
     """Show shards, tokens, time and disk; runs nothing and writes nothing."""
-    from curator.estimate import estimate_job
+    from curator.estimate import estimate_job, usable_workers
     from curator.frozen import find_plan
     from curator.job import Job
     from curator.spec import load_spec
@@ -55,9 +67,7 @@ def plan(spec: SpecPath, as_json: Annotated[bool, typer.Option("--json", help="p
     if as_json:
         print(job.plan.model_dump_json(indent=1))
         return
-    threads = job_spec.run.threads_per_worker
-    workers = job_spec.run.workers if job_spec.run.workers != "auto" else max((os.cpu_count() or 1) // threads, 1)
-    estimate = estimate_job(job, min(workers, len(job.plan.shards) or 1))
+    estimate = estimate_job(job, usable_workers(job))
     out.print(f"corpus     {len(job.plan.sources):,} files, about {job.plan.text_bytes:,} bytes of text")
     out.print(f"tokenizer  {job.plan.tokenizer.source} ({job.plan.tokenizer.fingerprint[:16]})")
     out.print(f"shards     {estimate.shards:,}, about {estimate.tokens:,} tokens")
@@ -158,6 +168,42 @@ def train_reference(spec: SpecPath) -> None:
     out.print(f"reference  {result.output}")
     if result.bad_rows:
         raise typer.Exit(QUARANTINED)
+
+
+remote.register(app)
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="address to listen on [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="port to listen on; 0 = any free one [default: 8000]")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="jobs, uploads and the database [default: curator-data]")
+    ] = None,
+    allow_root: Annotated[
+        list[str] | None,
+        typer.Option(help="folder or s3:// prefix that corpora, models and outputs may lie under; may be repeated"),
+    ] = None,
+    settings: Annotated[Path | None, typer.Option(help="TOML file with settings; all are in docs/service.md")] = None,
+    reindex: Annotated[
+        bool, typer.Option("--reindex", help="first rebuild the jobs' table from their directories")
+    ] = False,
+    new_key: Annotated[bool, typer.Option("--new-key", help="print one more API key with all scopes")] = False,
+) -> None:
+    """Serve the REST API and the dashboard; prints an API key on its first start."""
+    from pydantic import ValidationError
+
+    try:
+        from service.serve import serve as serve_until_stopped
+        from service.settings import load_settings
+    except ImportError as error:
+        raise SpecError(f"serve needs {error.name}, which is not installed: install token-curator[service]") from error
+    roots = tuple(allow_root) if allow_root else None
+    try:
+        chosen = load_settings(settings, host=host, port=port, data_dir=data_dir, allow_root=roots)
+    except (ValidationError, ValueError) as error:
+        raise SpecError(f"settings: {error}") from error
+    serve_until_stopped(chosen, reindex=reindex, new_key=new_key)
 
 
 def _finish(manifest: "object") -> None:

@@ -46,6 +46,7 @@ class Workers:
     """How many actors to use, and what each one takes."""
 
     count: int | Literal["auto"] = "auto"
+    most: int | None = None
     cpus: int = 1
     gpus: float = 0
 
@@ -293,7 +294,7 @@ def count_workers(workers: Workers, tasks: int) -> int:
     if fits < 1:
         have = resources.get("CPU", 0)
         raise ClusterError(f"a worker needs {workers.cpus} CPUs and the cluster has {have:g}; lower threads_per_worker")
-    wanted = fits if workers.count == "auto" else workers.count
+    wanted = min(fits, workers.most or fits) if workers.count == "auto" else workers.count
     if wanted > fits:
         raise ClusterError(f"run.workers is {wanted} and the cluster has room for {fits}; lower it or use auto")
     return max(1, min(wanted, tasks))

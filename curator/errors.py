@@ -12,6 +12,8 @@
     ├── StorageError     (OSError)       a read or write failed: disk full, no permission, a damaged file
     ├── ClusterError     (RuntimeError)  Ray or one of its workers is not fit for the job
     ├── ShardError       (RuntimeError)  shards failed after all retries
+    ├── Superseded       (RuntimeError)  this process has lost its job: cancelled, or taken over by another
+    ├── ServerError      (RuntimeError)  the service refused or could not be reached
     └── TrainingError    (ValueError)    a loss or trainer was given data it cannot use
 
 Each class is also the stdlib exception named beside it. All take one message, so that every error survives
@@ -86,5 +88,16 @@ class ShardError(CuratorError, RuntimeError):
     """Shards failed after all retries; the job can be resumed."""
 
 
+class Superseded(CuratorError, RuntimeError):
+    """This process no longer owns its job: it was cancelled, or taken over; it must not write any more."""
+
+
 class TrainingError(CuratorError, ValueError):
     """A loss, collator or trainer was given data it cannot use."""
+
+
+class ServerError(CuratorError, RuntimeError):
+    """The service refused or could not be reached; `status` and `code` are those of its answer, if there was one."""
+
+    status: int | None = None
+    code: str | None = None

@@ -61,7 +61,7 @@ class Job:
     def workers(self, gpus: float = 0) -> Workers:
         """What the actors of a stage take."""
         run = self.spec.run
-        return Workers(count=run.workers, cpus=run.threads_per_worker, gpus=gpus)
+        return Workers(count=run.workers, most=run.max_workers, cpus=run.threads_per_worker, gpus=gpus)
 
     def shards(self, lost: tuple[LostShard, ...] = ()) -> list[ShardRef]:
         """The plan's shards but the lost ones."""

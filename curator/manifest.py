@@ -26,7 +26,7 @@ from curator.report.statistics import ShardStatistics
 
 SCHEMA_VERSION = 1
 RECEIPTS = "_receipts"
-CALIBRATION, MANIFEST = "calibration.json", "manifest.json"
+CALIBRATION, MANIFEST, PARTIAL_MANIFEST = "calibration.json", "manifest.json", "manifest.partial.json"
 QUARANTINE, REPORT, CARD = "quarantine.jsonl", "report.html", "README.md"
 
 
@@ -225,6 +225,12 @@ class ShardEntry(StrictModel):
     tokens: int
     kept_tokens: int
     weight_sum: float
+
+
+def shard_entry(folder: ShardFolder, receipt: CuratedReceipt) -> ShardEntry:
+    """What a manifest says of a published shard."""
+    fields = receipt.model_dump(include=set(ShardEntry.model_fields) - {"file"})
+    return ShardEntry(file=folder.file(receipt.number), **fields)
 
 
 class Totals(StrictModel):

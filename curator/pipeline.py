@@ -15,7 +15,16 @@ from curator.cluster import Cluster, Pool, connect, raise_failures
 from curator.errors import CorpusError, OutputError, ShardError
 from curator.frozen import check_same_spec, check_vacant, open_plan, write_plan
 from curator.job import Calibration, Job
-from curator.manifest import CALIBRATION, MANIFEST, LostShard, Manifest, ShardFolder, read_manifest
+from curator.manifest import (
+    CALIBRATION,
+    MANIFEST,
+    PARTIAL_MANIFEST,
+    LostShard,
+    Manifest,
+    ShardFolder,
+    read_manifest,
+)
+from curator.partial import write_partial_manifest
 from curator.plan import PLAN, Plan, ShardRef, read_plan, with_absolute_places
 from curator.progress import Reporter, Silent
 from curator.publish import bad_rows, publish_dataset
@@ -44,13 +53,17 @@ def curate(spec: CurationSpec, reporter: Reporter | None = None) -> Manifest:
     if storage.exists(storage.join(job.root, MANIFEST)):
         return read_manifest(job.root)
     job.clear_staging()
-    with connect(spec.run.address, spec.run.retries) as cluster:
-        lost = tokenize(job, cluster)
-        for name in spec.models:
-            lost += score(job, cluster, name, lost)
-        _require_any(job, lost)
-        calibration = weigh(job, cluster, lost)
-    return publish_dataset(job, calibration)
+    try:
+        with connect(spec.run.address, spec.run.retries) as cluster:
+            lost = tokenize(job, cluster)
+            for name in spec.models:
+                lost += score(job, cluster, name, lost)
+            _require_any(job, lost)
+            calibration = weigh(job, cluster, lost)
+        return publish(job, calibration)
+    except KeyboardInterrupt:
+        write_partial_manifest(job)
+        raise
 
 
 def select(directory: str, policy: Any, output: str, *, weights_only: bool = False, reporter: Reporter | None = None,
@@ -88,7 +101,7 @@ def select(directory: str, policy: Any, output: str, *, weights_only: bool = Fal
         return read_manifest(job.root)
     with connect(spec.run.address, spec.run.retries) as cluster:
         calibration = weigh(job, cluster, list(lost))
-    return publish_dataset(job, calibration)
+    return publish(job, calibration)
 
 
 # ------------------------------------------------------------------------------------------------ the steps
@@ -146,6 +159,17 @@ def weigh(job: Job, cluster: Cluster, lost: list[LostShard]) -> Calibration:
     )  # fmt: skip
     _map(job, pool, "select", stage, [task for task in tasks if task.number not in done])
     return calibration
+
+
+def publish(job: Job, calibration: Calibration) -> Manifest:
+    """Write what makes the shards a dataset: card, report and, last, the manifest."""
+    shards = len(job.shards(calibration.lost))
+    job.reporter.start("publish", shards, 0)
+    manifest = publish_dataset(job, calibration)
+    storage.remove(storage.join(job.root, PARTIAL_MANIFEST))  # of an attempt that was cancelled
+    job.reporter.update(shards, manifest.totals.tokens, 1)
+    job.reporter.finish()
+    return manifest
 
 
 def freeze_calibration(job: Job, calibration: Calibration) -> Calibration:

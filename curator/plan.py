@@ -86,6 +86,15 @@ class Plan(StrictModel):
         identity = self.tokenizer
         return digest([identity.fingerprint, identity.bos_id, identity.eos_id])
 
+    def keys(self) -> dict[str, Any]:
+        """The digests by stage, as the manifest records them."""
+        return {
+            "plan": self.plan_key,
+            "tokens": self.tokens_key,
+            "scores": {name: self.scores_key(name) for name in self.models},
+            "select": digest(self.spec["policy"]),
+        }
+
     def scores_key(self, name: str) -> str:
         """Digest that names the folder of one model's scores: the model, how it is run, and the tokens it sees."""
         config = self.spec["models"][name]

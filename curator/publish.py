@@ -28,17 +28,17 @@ from curator.manifest import (
     Manifest,
     Receipt,
     ScoreReceipt,
-    ShardEntry,
     ShardFolder,
     TokenReceipt,
     Totals,
     read_manifest,
+    shard_entry,
 )
 from curator.plan import read_plan
 from curator.report.html import ReportData, render_report
 from curator.report.samples import choose_samples
 from curator.report.statistics import ShardStatistics, merge_all
-from curator.spec import CurationSpec, digest
+from curator.spec import CurationSpec
 
 _IDS_PER_PASS = 50_000_000
 _SAMPLED_SHARDS = 3
@@ -82,32 +82,21 @@ def _make_manifest(
 ) -> Manifest:
     statistics = merge_all([receipt.statistics for receipt in receipts])
     plan = job.plan
-    keys = {
-        "plan": plan.plan_key,
-        "tokens": plan.tokens_key,
-        "scores": {name: plan.scores_key(name) for name in plan.models},
-        "select": digest(plan.spec["policy"]),
-    }
     return Manifest(
         name=plan.spec["name"],
         content="weights" if job.weights_only else "dataset",
         curator_version=curator.__version__,
         spec=plan.spec,
-        keys=keys,
+        keys=plan.keys(),
         tokenizer=plan.tokenizer.model_dump(mode="json"),
         models=plan.models,
         cuts=calibration.cuts.by_scope,
         weight_scale=calibration.cuts.scale,
-        shards=tuple(_entry(job.curated, receipt) for receipt in receipts),
+        shards=tuple(shard_entry(job.curated, receipt) for receipt in receipts),
         lost_shards=calibration.lost,
         totals=_totals(job, receipts, statistics, reasons),
         quarantined=dict(sorted(reasons.items())),
     )
-
-
-def _entry(folder: ShardFolder, receipt: CuratedReceipt) -> ShardEntry:
-    fields = receipt.model_dump(include=set(ShardEntry.model_fields) - {"file"})
-    return ShardEntry(file=folder.file(receipt.number), **fields)
 
 
 def _totals(job: Job, receipts: list[CuratedReceipt], statistics: ShardStatistics, reasons: Counter[str]) -> Totals:

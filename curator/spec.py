@@ -28,6 +28,7 @@ class RunConfig(StrictModel):
     """How to work; never part of a key."""
 
     workers: Literal["auto"] | int = Field(default="auto", description="actors per stage; auto = as many as fit")
+    max_workers: int | None = Field(default=None, ge=1, description="most that workers: auto may come to")
     threads_per_worker: int = Field(default=1, ge=1, description="CPU threads of one actor")
     retries: int = Field(default=3, ge=0, description="further attempts for a shard that failed")
     address: str | None = Field(default=None, description="Ray cluster; null = RAY_ADDRESS, else a local one")

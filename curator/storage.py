@@ -228,6 +228,14 @@ def remove(uri: str) -> None:
             fs.rm_file(path)
 
 
+def remove_folder(uri: str) -> None:
+    """Remove a folder and all it holds, if it is there."""
+    fs, path = filesystem(uri)
+    with explained("remove", uri):
+        if fs.exists(path):
+            fs.rm(path, recursive=True)
+
+
 def clear_staging(root: str) -> None:
     """Remove what killed runs of this machine left of staged files; those that a living process holds stay."""
     folder = _staging_folder(root)

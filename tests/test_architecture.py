@@ -10,8 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CURATOR = ROOT / "curator"
+SERVICE = ROOT / "service"
 PLUGIN_FOLDERS = ("corpora", "scorers", "policies", "outputs")
-HEAVY = ("ray", "torch", "transformers", "vllm", "datasets", "fastapi")
+HEAVY = ("ray", "torch", "transformers", "vllm", "datasets", "fastapi", "httpx")
 
 
 def imports_of(path: Path, *, top_level_only: bool = False) -> Iterator[str]:
@@ -45,8 +46,14 @@ def plugins(folder: str) -> list[Path]:
     return [path for path in sorted((CURATOR / folder).glob("*.py")) if tag in path.read_text()]
 
 
-def test_ray_is_imported_only_in_cluster() -> None:
-    assert {relative(path) for path in modules() if uses(path, "ray")} == {"curator/cluster.py"}
+def test_ray_is_imported_only_in_cluster_and_in_the_services_launcher() -> None:
+    found = {relative(path) for path in [*modules(), *modules(SERVICE)] if uses(path, "ray")}
+    assert found == {"curator/cluster.py", "service/launcher.py"}
+
+
+def test_the_service_runs_no_engine_itself() -> None:
+    found = {relative(path) for path in modules(SERVICE) if uses(path, "torch") or uses(path, "vllm")}
+    assert not found
 
 
 def test_vllm_is_imported_only_by_its_own_scorers() -> None:

@@ -33,7 +33,8 @@ def test_schema_prints_json_schema() -> None:
 
 def test_help_lists_every_command() -> None:
     text = curator("--help").stdout
-    for name in ("run", "plan", "preview", "select", "verify", "report", "schema", "train-reference"):
+    local = ("run", "plan", "preview", "select", "verify", "report", "schema", "train-reference", "serve")
+    for name in (*local, "submit", "status", "logs", "events", "cancel", "resume", "download"):
         assert f" {name} " in text
 
 

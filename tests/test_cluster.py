@@ -121,3 +121,4 @@ def test_asking_for_more_than_the_cluster_has_is_told() -> None:
     with pytest.raises(ClusterError, match="lower threads_per_worker"):
         cluster.count_workers(Workers(cpus=1000), 4)
     assert cluster.count_workers(Workers(), 1) == 1
+    assert cluster.count_workers(Workers(most=1), 4) == 1

@@ -1,0 +1,99 @@
+"""How a job's process shows that it lives, and how others see that it does.
+
+A heartbeat names a process by host, number and start, so that on the same machine its death is known at once; from
+another machine it shows as silence. The process looks as often whether the job is still its own.
+
+Invariant: a process whose job has passed on ends within seconds, whatever it is waiting for.
+"""
+
+import os
+import platform
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from signal import SIGTERM, SIGUSR1
+
+import psutil
+
+from curator.errors import CuratorError
+from curator.job_directory import Heartbeat, JobDirectory
+
+HEARTBEAT_S, STALLED_S = 10.0, 30.0
+SUPERSEDED = 4
+"""Exit code of a process whose job has passed on."""
+
+_WATCH_S = 1.0
+_LEAVE_S = 10.0
+
+
+def is_running(beat: Heartbeat | None) -> bool:
+    """Whether whoever wrote a heartbeat still lives: by its process on this machine, else by its silence."""
+    if beat is None:
+        return False
+    if beat.host != platform.node():
+        return time.time() - beat.at < STALLED_S
+    return process_of(beat) is not None
+
+
+def process_of(beat: Heartbeat) -> psutil.Process | None:
+    """The process that wrote a heartbeat on this machine, if it still runs."""
+    with suppress(psutil.Error):
+        process = psutil.Process(beat.pid)
+        if abs(process.create_time() - beat.started) < 1 and process.status() != psutil.STATUS_ZOMBIE:
+            return process
+    return None
+
+
+@contextmanager
+def alive(directory: JobDirectory, epoch: int, heartbeat_s: float) -> Iterator[None]:
+    """Beat while the job runs, and interrupt the main thread as soon as the job has passed on.
+
+    By SIGUSR1, as Ray takes SIGTERM for itself and a process in a shell's background ignores SIGINT; here it means the
+    same as Ctrl-C. In another thread than the main one, only the next event that it writes tells the job.
+    """
+    ended = threading.Event()
+    directory.beat(beat_of_this_process(epoch))
+    main_thread = threading.current_thread() is threading.main_thread()
+    before = {}
+    if main_thread:
+        before = {number: signal.signal(number, signal.default_int_handler) for number in (SIGUSR1, SIGTERM)}
+    watcher = threading.Thread(target=_watch, args=(directory, epoch, heartbeat_s, ended, main_thread), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def beat_of_this_process(epoch: int) -> Heartbeat:
+    """A heartbeat of now."""
+    return beat_of(os.getpid(), epoch)
+
+
+def beat_of(pid: int, epoch: int) -> Heartbeat:
+    """A heartbeat of now, in the name of a process of this machine: oneself, or a child that has just been started."""
+    started = psutil.Process(pid).create_time()
+    return Heartbeat(epoch=epoch, host=platform.node(), pid=pid, started=started, at=time.time())
+
+
+def _watch(directory: JobDirectory, epoch: int, heartbeat_s: float, ended: threading.Event, interrupts: bool) -> None:
+    beaten_s = time.monotonic()
+    while not ended.wait(_WATCH_S):
+        try:
+            if directory.record().epoch > epoch:
+                break
+            if time.monotonic() - beaten_s >= heartbeat_s:
+                beaten_s = time.monotonic()
+                directory.beat(beat_of_this_process(epoch))
+        except (CuratorError, OSError) as error:  # a disk that stutters: try again, silence is noticed by the owner
+            print(f"heartbeat: {error}", file=sys.stderr, flush=True)
+    if interrupts and not ended.is_set():
+        os.kill(os.getpid(), SIGUSR1)
+        if not ended.wait(_LEAVE_S):  # it waits for a cluster that does not answer; nothing that it holds is needed
+            os._exit(SUPERSEDED)

@@ -1,0 +1,72 @@
+"""The application: its parts put together, its routes, and its OpenAPI document."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.staticfiles import StaticFiles
+
+from service import problems
+from service.auth import RateLimit
+from service.changes import Changes
+from service.context import Services
+from service.database import open_database
+from service.gate import Gate
+from service.keys import KeyStore
+from service.launcher import make_launcher
+from service.metrics import Metrics
+from service.openapi import describe
+from service.routes import events, health, jobs, keys, looking, pages, shards, uploads
+from service.settings import Settings
+from service.store import Store
+from service.submissions import Submissions
+from service.uploads import clear_abandoned
+from service.watcher import Watcher
+
+_STATIC = Path(__file__).parent / "ui" / "static"
+
+
+def make_services(settings: Settings) -> Services:
+    """Open everything that the service works with; nothing runs yet."""
+    settings.jobs_dir.mkdir(parents=True, exist_ok=True)
+    settings.data_dir.chmod(0o700)
+    clear_abandoned(settings)
+    engine = open_database(settings)
+    store = Store(engine, settings.jobs_dir)
+    submissions = Submissions(settings, store)
+    changes, metrics = Changes(), Metrics(settings, store)
+    watcher = Watcher(settings, store, submissions, make_launcher(settings), metrics, changes.tell)
+    return Services(
+        settings=settings, store=store, keys=KeyStore(engine), submissions=submissions, watcher=watcher,
+        changes=changes, metrics=metrics, rate_limit=RateLimit(settings.requests_per_second),
+    )  # fmt: skip
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The ASGI application; while it runs, jobs are started and followed."""
+    return build_app(make_services(settings))
+
+
+def build_app(services: Services) -> FastAPI:
+    """The application over opened services."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        services.changes.use_loop(asyncio.get_running_loop())
+        services.watcher.start()
+        yield
+        services.watcher.stop()
+
+    app = FastAPI(title="Token curator", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.services = services
+    problems.install(app)
+    app.add_middleware(Gate, services=services, metrics=services.metrics)
+    for resource in (jobs, events, shards, looking, uploads, keys):
+        app.include_router(resource.router, prefix="/v1")
+    app.include_router(health.router)
+    app.include_router(pages.router, include_in_schema=False)
+    app.mount("/static", StaticFiles(directory=_STATIC), name="static")
+    describe(app)
+    return app

@@ -1,0 +1,97 @@
+"""The database: SQLite beside the jobs, or PostgreSQL by URL; opened, migrated, and one way to write.
+
+It is an index over the job directories, which are the truth; keys, users' sessions and idempotency in flight live
+here alone. SQLite runs with WAL, or with a rollback journal on builds whose WAL can lose a reset
+(3.7.0 to 3.51.2, but 3.50.7 and 3.44.6); every write takes the lock at its beginning, so that none fails half-way.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from sqlalchemy.engine import URL, Connection, Engine, make_url
+
+from service.settings import Settings
+
+_BUSY_TIMEOUT_MS = 5000
+_MIGRATIONS = Path(__file__).parent / "migrations"
+_MIGRATION_LOCK = 0x63757261  # any number, the same in every process
+
+
+def open_database(settings: Settings) -> Engine:
+    """Connect, and bring the tables to this version; safe with several services starting at once."""
+    engine = _make_engine(database_url(settings))
+    _migrate(engine)
+    return engine
+
+
+def database_url(settings: Settings) -> URL:
+    """Where the database is; PostgreSQL always through psycopg."""
+    if settings.database_url is None:
+        return URL.create("sqlite", database=str(settings.data_dir / "service.db"))
+    url = make_url(settings.database_url.get_secret_value())
+    return url.set(drivername="postgresql+psycopg") if url.get_backend_name() == "postgresql" else url
+
+
+def has_wal_reset_bug(version: tuple[int, int, int]) -> bool:
+    """Whether this SQLite can lose committed pages when a WAL is reset (fixed in 3.51.3, 3.50.7 and 3.44.6)."""
+    if version < (3, 7, 0) or version >= (3, 51, 3):
+        return False
+    return not ((3, 50, 7) <= version < (3, 51, 0) or (3, 44, 6) <= version < (3, 45, 0))
+
+
+def _make_engine(url: URL) -> Engine:
+    if url.get_backend_name() != "sqlite":
+        return sa.create_engine(url, pool_size=20, max_overflow=20, pool_pre_ping=True)
+    engine = sa.create_engine(
+        url, pool_size=20, max_overflow=30, connect_args={"check_same_thread": False}
+    )  # fmt: skip
+    sa.event.listen(engine, "connect", _prepare_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _: object) -> None:
+    connection.isolation_level = None  # transactions begin where `writing` says, not where the driver thinks
+    journal = "DELETE" if has_wal_reset_bug(sqlite3.sqlite_version_info[:3]) else "WAL"
+    for statement in (
+        f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}",
+        f"PRAGMA journal_mode={journal}",
+        "PRAGMA synchronous=FULL",
+        "PRAGMA foreign_keys=ON",
+    ):
+        connection.execute(statement)
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """One transaction that will write: on SQLite it holds the write lock from its first moment."""
+    with engine.connect() as connection, connection.begin():
+        if engine.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        yield connection
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """One connection to read from."""
+    with engine.connect() as connection:
+        yield connection
+
+
+def _migrate(engine: Engine) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    with writing(engine) as connection:
+        lock_for_transaction(connection, _MIGRATION_LOCK)
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def lock_for_transaction(connection: Connection, number: int) -> None:
+    """Let one process at a time past this line, until its transaction ends; on SQLite every writer is alone anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))

@@ -1,0 +1,117 @@
+"""What every request passes, before any endpoint: who is asking, how large the body may be, and safe headers.
+
+Invariant: without a valid key only the paths below are served; anything else, existing or not, is 401 (for a browser's
+page: the way to /login), so that nothing can be learned of what there is.
+"""
+
+import logging
+import time
+from urllib.parse import quote
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.auth import authenticate
+from service.context import Services
+from service.metrics import Metrics
+from service.problems import Problem, respond, unexpected
+
+_OPEN = ("/livez", "/readyz", "/login")
+_STATIC = "/static/"
+_UPLOADS = "/v1/uploads"
+_MAX_BODY_BYTES = 2 << 20
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+_TEXTS = {
+    "content-security-policy": CONTENT_SECURITY_POLICY,
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=()",
+}
+_HEADERS = tuple((name.encode(), text.encode()) for name, text in _TEXTS.items())
+_log = logging.getLogger("curator.service")
+
+
+class Gate:
+    """ASGI middleware."""
+
+    def __init__(self, app: ASGIApp, services: Services, metrics: Metrics) -> None:
+        self._app, self._services, self._metrics = app, services, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through, or answer it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        guarded = _Guarded(send, self._metrics, scope)
+        refusal = await self._refuse(request)
+        if refusal is not None:
+            await refusal(scope, receive, guarded)
+            return
+        limited = receive if request.url.path == _UPLOADS else _limited(receive)
+        try:
+            await self._app(scope, limited, guarded)
+        except Exception:
+            _log.exception("unexpected error at %s %s", request.method, request.url.path)
+            if guarded.started:
+                raise  # the connection breaks: better than an answer that looks whole
+            await respond(unexpected(), request.url.path)(scope, receive, guarded)
+
+    async def _refuse(self, request: Request) -> Response | None:
+        path = request.url.path
+        if path in _OPEN or path.startswith(_STATIC):
+            return None
+        try:
+            request.state.principal = await run_in_threadpool(authenticate, request, self._services)
+        except Problem as problem:
+            if problem.status == 401 and _is_page(request):
+                target = quote(path + (f"?{request.url.query}" if request.url.query else ""))
+                return RedirectResponse(f"/login?next={target}", 303)
+            return respond(problem, path)
+        return None
+
+
+def _is_page(request: Request) -> bool:
+    wants_html = "text/html" in request.headers.get("accept", "")
+    return request.method == "GET" and wants_html and not request.url.path.startswith("/v1/")
+
+
+def _limited(receive: Receive) -> Receive:
+    size = 0
+
+    async def counted() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > _MAX_BODY_BYTES:
+            detail = f"the body has more than {_MAX_BODY_BYTES:,} bytes; upload a corpus by POST {_UPLOADS}"
+            raise Problem(413, "too_large", detail)
+        return message
+
+    return counted
+
+
+class _Guarded:
+    """Sends an answer with the headers that keep browsers safe, and measures when it began."""
+
+    def __init__(self, send: Send, metrics: Metrics, scope: Scope) -> None:
+        self._send, self._metrics, self._scope = send, metrics, scope
+        self._began_s = time.perf_counter()
+        self.started = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started = True
+            present = {name.lower() for name, _ in message["headers"]}
+            missing = [(name, text) for name, text in _HEADERS if name not in present]
+            message = {**message, "headers": [*message["headers"], *missing]}
+            self._metrics.observe(self._scope, message["status"], time.perf_counter() - self._began_s)
+        await self._send(message)

@@ -1,0 +1,175 @@
+"""Where a job's driver runs: a process beside the service, or a job on a remote Ray cluster.
+
+The driver is `python -m curator.job_runner DIRECTORY EPOCH`. It belongs to no service: it survives the death of the
+one that started it, and any service that sees the job's directory can watch it and stop it.
+"""
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any, Protocol
+
+import psutil
+
+from curator.job_directory import JobDirectory
+from curator.job_runner import MARK
+from curator.signs_of_life import beat_of, is_running, process_of
+from service.settings import Settings
+from service.store import Job
+
+_OWN_VARIABLES = "CURATOR_"
+
+
+class Launcher(Protocol):
+    """Starts, watches and stops drivers."""
+
+    def start(self, job: Job) -> None:
+        """Start the driver of the job's epoch; returns at once."""
+        ...
+
+    def alive(self, job: Job) -> bool:
+        """Whether the job's driver still runs and speaks."""
+        ...
+
+    def stop(self, job: Job) -> None:
+        """End all that belongs to the job; a driver whose job has passed on leaves by itself, if it can."""
+        ...
+
+    def gone(self, job: Job) -> bool:
+        """Whether nothing of the job is left."""
+        ...
+
+
+def make_launcher(settings: Settings) -> Launcher:
+    """The launcher that the settings ask for."""
+    return RayLauncher(settings) if settings.launcher == "ray" else SubprocessLauncher(settings)
+
+
+class SubprocessLauncher:
+    """Drivers as processes of this machine, each in a session of its own."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._children: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
+
+    def start(self, job: Job) -> None:
+        """Start the driver; what it prints goes to the job's log."""
+        self._reap()
+        directory = JobDirectory(job.directory)
+        command = [sys.executable, "-m", "curator.job_runner", str(job.directory), str(job.epoch)]
+        command += ["--heartbeat", str(self._settings.heartbeat_s)]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(_OWN_VARIABLES)}
+        with directory.log_path.open("ab") as log:
+            child = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                env=environment | {MARK: job.id, "PYTHONUNBUFFERED": "1"}, cwd=directory.record().cwd or job.directory,
+            )  # fmt: skip
+        self._children[job.id, job.epoch] = child
+        directory.beat(beat_of(child.pid, job.epoch))  # at once, so that a service that follows knows it
+
+    def alive(self, job: Job) -> bool:
+        """By the process where it is one of this machine, and by its heartbeat anywhere."""
+        self._reap()
+        beat = JobDirectory(job.directory).heartbeat()
+        if beat is None or beat.epoch < job.epoch:  # whoever claimed the job may have died before there was a driver
+            claimed = job.started_at.timestamp() if job.started_at else 0.0
+            started = (job.id, job.epoch) in self._children or next(_marked(job.id), None) is not None
+            return started and time.time() - claimed < self._settings.stalled_s
+        if beat.host == platform.node() and process_of(beat) is None:
+            return False
+        return time.time() - beat.at < self._settings.stalled_s
+
+    def stop(self, job: Job) -> None:
+        """SIGKILL to everything that carries the job's mark."""
+        for process in _marked(job.id):
+            with suppress(psutil.Error):
+                process.kill()
+
+    def gone(self, job: Job) -> bool:
+        """No marked process is left, nor an unmarked driver (`curator run`, or one elsewhere) that gives signs of life.
+
+        A driver that is fenced off and silent for long, such as one that a person has stopped, is as good as gone.
+        """
+        self._reap()
+        beat = JobDirectory(job.directory).heartbeat()
+        speaks = beat is not None and beat.pid != os.getpid() and time.time() - beat.at < self._settings.stalled_s
+        if speaks and beat is not None and (beat.host != platform.node() or process_of(beat) is not None):
+            return False
+        return next(_marked(job.id), None) is None
+
+    def _reap(self) -> None:
+        """Forget children that have ended, which also lets the system forget them."""
+        for key in [key for key, child in self._children.items() if child.poll() is not None]:
+            del self._children[key]
+
+
+def _marked(job_id: str) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == job_id:
+                yield process
+
+
+class RayLauncher:
+    """Drivers as jobs of a Ray cluster, through its Jobs API. The cluster must see the data directory.
+
+    Ray's own record of a job outlives the service, so that nothing needs to be remembered here.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        from ray.job_submission import JobSubmissionClient
+
+        self._settings = settings
+        self._client: Any = JobSubmissionClient(settings.ray_address)
+
+    def start(self, job: Job) -> None:
+        """Submit the driver, whose output goes to the job's log."""
+        directory = JobDirectory(job.directory)
+        runner = ["python", "-m", "curator.job_runner", str(job.directory), str(job.epoch)]
+        runner += ["--heartbeat", str(self._settings.heartbeat_s)]
+        folder, log = shlex.quote(directory.record().cwd or str(job.directory)), shlex.quote(str(directory.log_path))
+        self._client.submit_job(
+            entrypoint=f"cd {folder} && exec {shlex.join(runner)} >> {log} 2>&1",
+            submission_id=_submission(job, job.epoch),
+            runtime_env={"env_vars": {MARK: job.id, "PYTHONUNBUFFERED": "1"}},
+            metadata={"curator_job": job.id},
+        )
+
+    def alive(self, job: Job) -> bool:
+        """Ray has it pending or running, and it beats once it runs."""
+        status = self._status(_submission(job, job.epoch))
+        beat = JobDirectory(job.directory).heartbeat()
+        if status == "RUNNING" and beat is not None and beat.epoch == job.epoch:
+            return time.time() - beat.at < self._settings.stalled_s
+        return status in ("PENDING", "RUNNING") or self._runs_elsewhere(job)
+
+    def stop(self, job: Job) -> None:
+        """Ray sends SIGTERM, and SIGKILL three seconds later, to all that the driver started."""
+        for epoch in range(max(job.epoch - 1, 1), job.epoch + 1):
+            if self._status(_submission(job, epoch)) in ("PENDING", "RUNNING"):
+                self._client.stop_job(_submission(job, epoch))
+
+    def gone(self, job: Job) -> bool:
+        """No driver of this job is pending or running."""
+        names = [_submission(job, epoch) for epoch in range(max(job.epoch - 1, 1), job.epoch + 1)]
+        return all(self._status(name) not in ("PENDING", "RUNNING") for name in names) and not self._runs_elsewhere(job)
+
+    def _runs_elsewhere(self, job: Job) -> bool:
+        """Whether a driver lives that Ray knows nothing of: `curator run --data-dir`, which stops by itself."""
+        beat = JobDirectory(job.directory).heartbeat()
+        return beat is not None and is_running(beat) and self._status(_submission(job, beat.epoch)) is None
+
+    def _status(self, submission: str) -> str | None:
+        try:
+            return str(self._client.get_job_status(submission).value)
+        except RuntimeError:  # Ray has no such job
+            return None
+
+
+def _submission(job: Job, epoch: int) -> str:
+    return f"{job.id}-{epoch}"

@@ -1,0 +1,281 @@
+"""Jobs in the database: every query on them, and the one way in which they change.
+
+A job changes only by compare-and-set on (status, epoch): whoever loses is told so and looks again. Every query that
+serves a request names the tenant, so that another tenant's job does not exist for it.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from curator.job_directory import ACTIVE, TERMINAL, JobKind, JobRecord, Status
+from service.database import lock_for_transaction, reading, writing
+from service.tables import idempotency, jobs
+
+_CLAIM_LOCK = 0x636C6169
+
+TRANSITIONS: Mapping[Status, frozenset[Status]] = {
+    "queued": frozenset({"validating", "cancelling", "cancelled"}),
+    "validating": frozenset({"in_progress", "finalizing", "completed", "failed", "cancelling", "cancelled", "queued"}),
+    "in_progress": frozenset({"finalizing", "completed", "failed", "cancelling", "cancelled", "queued"}),
+    "finalizing": frozenset({"completed", "failed", "cancelling", "cancelled", "queued"}),
+    "cancelling": frozenset({"cancelled", "completed"}),
+    "completed": frozenset(),
+    "cancelled": frozenset({"queued"}),
+    "failed": frozenset({"queued"}),
+}
+"""Where a job may go. Back to `queued` from an active state: its driver died, and it is started again."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job, as a request sees it."""
+
+    id: str
+    tenant: str
+    kind: JobKind
+    name: str
+    status: Status
+    epoch: int
+    attempt: int
+    version: int
+    spec: dict[str, Any]
+    output: str
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    updated_at: datetime
+    progress: dict[str, Any] | None
+    totals: dict[str, Any] | None
+    quarantined: dict[str, int] | None
+    error: dict[str, Any] | None
+    owner: str | None
+    lease_until: float | None
+    relaunches: int
+    event_offset: int
+    directory: Path
+
+    @property
+    def terminal(self) -> bool:
+        """Whether it has ended, for now: it may still be resumed."""
+        return self.status in TERMINAL
+
+
+class Store:
+    """The jobs' table."""
+
+    def __init__(self, engine: Engine, jobs_dir: Path) -> None:
+        self.engine = engine
+        self._jobs_dir = jobs_dir
+
+    # -------------------------------------------------------------------------------------------- reading
+
+    def job(self, job_id: str, tenant: str | None = None) -> Job | None:
+        """One job; None also when it is another tenant's. Without a tenant, for the service's own work, any."""
+        query = sa.select(jobs).where(jobs.c.id == job_id)
+        if tenant is not None:
+            query = query.where(jobs.c.tenant == tenant)
+        with reading(self.engine) as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else self._job(row)
+
+    def page(
+        self,
+        tenant: str,
+        *,
+        status: Sequence[str] = (),
+        kind: str | None = None,
+        name: str | None = None,
+        before: str | None = None,
+        limit: int = 100,
+    ) -> list[Job]:
+        """A tenant's jobs, newest first; `name` is a part of the name, `before` the id to go on from."""
+        query = sa.select(jobs).where(jobs.c.tenant == tenant).order_by(jobs.c.id.desc()).limit(limit)
+        if status:
+            query = query.where(jobs.c.status.in_(status))
+        if kind is not None:
+            query = query.where(jobs.c.kind == kind)
+        if name is not None:
+            query = query.where(jobs.c.name.contains(name, autoescape=True))
+        if before is not None:
+            query = query.where(jobs.c.id < before)
+        with reading(self.engine) as connection:
+            return [self._job(row) for row in connection.execute(query)]
+
+    def in_states(self, states: Sequence[str] | frozenset[Status]) -> list[Job]:
+        """Every tenant's jobs in these states, oldest first; for the service's own work."""
+        query = sa.select(jobs).where(jobs.c.status.in_(states)).order_by(jobs.c.id)
+        with reading(self.engine) as connection:
+            return [self._job(row) for row in connection.execute(query)]
+
+    def ids(self) -> set[str]:
+        """Ids of all jobs."""
+        with reading(self.engine) as connection:
+            return set(connection.execute(sa.select(jobs.c.id)).scalars())
+
+    def at_rest(self) -> list[tuple[str, int]]:
+        """Ids and epochs of the jobs that nobody works on: they wait, or have ended."""
+        query = sa.select(jobs.c.id, jobs.c.epoch).where(jobs.c.status.not_in(ACTIVE))
+        with reading(self.engine) as connection:
+            return [(job_id, int(epoch)) for job_id, epoch in connection.execute(query)]
+
+    def count(self, states: Sequence[str] | frozenset[Status], *, tenant: str | None = None) -> int:
+        """How many jobs are in these states."""
+        query = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.status.in_(states))
+        if tenant is not None:
+            query = query.where(jobs.c.tenant == tenant)
+        with reading(self.engine) as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs are in each state."""
+        query = sa.select(jobs.c.status, sa.func.count()).group_by(jobs.c.status)
+        with reading(self.engine) as connection:
+            return {status: int(number) for status, number in connection.execute(query)}
+
+    def waiting_before(self, job: Job) -> int:
+        """How many jobs wait that were submitted earlier."""
+        query = sa.select(sa.func.count()).select_from(jobs)
+        query = query.where(jobs.c.status == "queued", jobs.c.id < job.id)
+        with reading(self.engine) as connection:
+            return int(connection.execute(query).scalar_one())
+
+    # -------------------------------------------------------------------------------------------- writing
+
+    def insert(self, connection: Connection, record: JobRecord, **known: Any) -> None:
+        """Add a job that has a directory; `known` are columns that a rebuild has read from its events."""
+        created = datetime.fromisoformat(record.created_at).timestamp()
+        values: dict[str, Any] = {
+            **record.model_dump(include={"id", "tenant", "kind", "name", "spec", "output", "epoch", "attempt"}),
+            "status": "queued", "created_at": created, "updated_at": created,
+        }  # fmt: skip
+        connection.execute(jobs.insert().values(values | known))
+
+    def move(self, job: Job, to: Status, **changes: Any) -> Job | None:
+        """Compare-and-set: change a job's state if its state and epoch are still those of `job`.
+
+        Returns:
+            The job as it is now, or None if somebody else has changed it first.
+        """
+        assert to in TRANSITIONS[job.status] or to == job.status, f"{job.id}: {job.status} -> {to}"
+        return self._set(job, to, changes)
+
+    def adopt(self, job: Job, to: Status, **changes: Any) -> Job | None:
+        """Compare-and-set to what the job's directory says, whatever that is, of an owner who did not ask here."""
+        return self._set(job, to, changes)
+
+    def _set(self, job: Job, to: Status, changes: dict[str, Any]) -> Job | None:
+        moment = time.time()
+        changes = {"status": to, "updated_at": moment, "version": jobs.c.version + 1} | changes
+        if to in TERMINAL:
+            changes |= {"finished_at": moment, "owner": None, "lease_until": None}
+        update = (
+            jobs.update()
+            .where(jobs.c.id == job.id, jobs.c.status == job.status, jobs.c.epoch == job.epoch)
+            .values(changes)
+            .returning(*jobs.c)
+        )
+        with writing(self.engine) as connection:
+            row = connection.execute(update).one_or_none()
+        return None if row is None else self._job(row)
+
+    def renew(self, owner: str, ids: Sequence[str], lease_until: float) -> None:
+        """Keep the leases that this service holds; says nothing to readers."""
+        update = jobs.update().where(jobs.c.owner == owner, jobs.c.id.in_(ids)).values(lease_until=lease_until)
+        with writing(self.engine) as connection:
+            connection.execute(update)
+
+    def take_over(self, job: Job, owner: str, lease_until: float) -> Job | None:
+        """Become the service that watches an active job, whose watcher has died; None if another was faster.
+
+        Its lease is compared, too: a watcher that renews it in this moment keeps the job.
+        """
+        same = sa.and_(
+            jobs.c.owner.is_not_distinct_from(job.owner), jobs.c.lease_until.is_not_distinct_from(job.lease_until)
+        )
+        update = (
+            jobs.update()
+            .where(jobs.c.id == job.id, jobs.c.status == job.status, jobs.c.epoch == job.epoch, same)
+            .values(owner=owner, lease_until=lease_until)
+            .returning(*jobs.c)
+        )
+        with writing(self.engine) as connection:
+            row = connection.execute(update).one_or_none()
+        return None if row is None else self._job(row)
+
+    def delete(self, connection: Connection, job: Job) -> bool:
+        """Forget an ended job and its idempotency keys; False if it has changed in the meantime."""
+        same = (jobs.c.id == job.id) & (jobs.c.status == job.status) & (jobs.c.epoch == job.epoch)
+        deleted = connection.execute(jobs.delete().where(same)).rowcount == 1
+        if deleted:
+            self.forget(connection, job.id)
+        return deleted
+
+    def forget(self, connection: Connection, job_id: str) -> None:
+        """Forget a job in whatever state, and its idempotency keys."""
+        connection.execute(jobs.delete().where(jobs.c.id == job_id))
+        connection.execute(idempotency.delete().where(idempotency.c.job_id == job_id))
+
+    def claim(self, owner: str, lease_until: float, running: int, running_per_tenant: int | None) -> Job | None:
+        """Take the next job in fair turns: of the tenant with the fewest running, then the one served longest ago.
+
+        Args:
+            owner: this service.
+            lease_until: until when it holds the job without renewing.
+            running: how many jobs may run at once.
+            running_per_tenant: how many of one tenant.
+
+        Returns:
+            The job, now `validating` with a new epoch; None if nothing waits or there is no room.
+        """
+        with writing(self.engine) as connection:
+            lock_for_transaction(connection, _CLAIM_LOCK)
+            job_id = _choose(connection, running, running_per_tenant)
+            if job_id is None:
+                return None
+            moment = time.time()
+            update = (
+                jobs.update()
+                .where(jobs.c.id == job_id, jobs.c.status == "queued")
+                .values(
+                    status="validating", epoch=jobs.c.epoch + 1, version=jobs.c.version + 1, owner=owner,
+                    lease_until=lease_until, updated_at=moment, started_at=moment,
+                )
+                .returning(*jobs.c)
+            )  # fmt: skip
+            row = connection.execute(update).one_or_none()
+        return None if row is None else self._job(row)
+
+    def _job(self, row: Any) -> Job:
+        values = dict(row._mapping)
+        for name in ("created_at", "started_at", "finished_at", "updated_at"):
+            values[name] = None if values[name] is None else datetime.fromtimestamp(values[name], UTC)
+        return Job(**values, directory=self._jobs_dir / row.id)
+
+
+def _choose(connection: Connection, running: int, running_per_tenant: int | None) -> str | None:
+    active = sa.select(jobs.c.tenant, sa.func.count()).where(jobs.c.status.in_(ACTIVE)).group_by(jobs.c.tenant)
+    running_of: dict[str, int] = {tenant: number for tenant, number in connection.execute(active)}
+    if sum(running_of.values()) >= running:
+        return None
+    served = sa.select(jobs.c.tenant, sa.func.max(jobs.c.started_at)).group_by(jobs.c.tenant)
+    served_at = {tenant: moment or 0.0 for tenant, moment in connection.execute(served)}
+    oldest = sa.select(jobs.c.tenant, sa.func.min(jobs.c.id)).where(jobs.c.status == "queued").group_by(jobs.c.tenant)
+    turns = [
+        (running_of.get(tenant, 0), served_at.get(tenant, 0.0), job_id)
+        for tenant, job_id in connection.execute(oldest)
+        if running_per_tenant is None or running_of.get(tenant, 0) < running_per_tenant
+    ]
+    return min(turns)[2] if turns else None
+
+
+def batches(values: Sequence[str], size: int = 500) -> Iterator[Sequence[str]]:
+    """Parts of a list, so that no statement holds too many parameters."""
+    for start in range(0, len(values), size):
+        yield values[start : start + size]

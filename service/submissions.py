@@ -1,0 +1,285 @@
+"""What users do to jobs: submit, cancel, resume, delete; and rebuilding the database from the job directories.
+
+Submitting with an idempotency key reserves the key, makes the directory, then adds the job and keeps the answer. A
+service that dies in between leaves a reservation that the next request with the same key takes over, with the same id:
+a key never makes two jobs.
+"""
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import IntegrityError
+
+from curator import storage
+from curator.errors import CuratorError, Superseded
+from curator.job_directory import JobDirectory, JobKind, JobRecord, Status, default_output, list_jobs, new_id, now
+from service.admission import AdmittedSpec
+from service.database import lock_for_transaction, writing
+from service.problems import Problem
+from service.progress import fold
+from service.settings import Settings
+from service.store import Job, Store
+from service.tables import idempotency, jobs
+
+_RESERVATION_S = 30.0
+_INSERT_LOCK = 0x696E7365
+_DELETED = ".deleted-"
+_RETRY_LATER = {"Retry-After": "1"}
+_log = logging.getLogger("curator.service")
+
+Admit = Callable[[str], AdmittedSpec]
+"""Takes the output that the job gets if its spec names none; returns the spec to run, or raises Problem."""
+
+
+class Submissions:
+    """Changes of jobs that users ask for."""
+
+    def __init__(self, settings: Settings, store: Store) -> None:
+        self._settings, self._store = settings, store
+        self._said: dict[str, str] = {}
+        self._agreed: dict[str, tuple[int, int]] = {}
+
+    # -------------------------------------------------------------------------------------------- submitting
+
+    def submit(
+        self,
+        tenant: str,
+        kind: JobKind,
+        admit: Admit,
+        body_sha256: str,
+        key: str | None,
+        answer: Callable[[Job], dict[str, Any]],
+    ) -> tuple[dict[str, Any], bool]:
+        """Queue a job, once per idempotency key.
+
+        Returns:
+            The answer to give, and whether it is the stored one of an earlier request.
+
+        Raises:
+            Problem: 422 for a key with another body, 409 while a request with this key is at work, 429 for a full
+                queue, and whatever `admit` raises; none of them leaves anything behind.
+        """
+        job_id = new_id("job")
+        if key is not None:
+            job_id, stored = self._reserve(tenant, key, body_sha256, job_id)
+            if stored is not None:
+                return stored, True
+            made = self._store.job(job_id, tenant)  # the answer was lost with the database, or before it was kept
+            if made is not None:
+                content = answer(made)
+                self._keep_answer(tenant, key, content)
+                return content, True
+        try:
+            self._check_room(tenant)
+            root = self._settings.output_root
+            output = default_output(self._settings.data_dir, job_id) if root is None else storage.join(root, job_id)
+            admitted = admit(output)
+            record = JobRecord(
+                id=job_id, kind=kind, tenant=tenant, name=admitted.name, spec=admitted.content, output=admitted.output,
+                idempotency_key=key, body_sha256=body_sha256, created_at=now(),
+            )  # fmt: skip
+            job = self._add(record)
+        except Problem:
+            if key is not None:
+                self._release(tenant, key, job_id)
+            raise
+        content = answer(job)
+        if key is not None:
+            self._keep_answer(tenant, key, content)
+        return content, False
+
+    def _reserve(self, tenant: str, key: str, body_sha256: str, job_id: str) -> tuple[str, dict[str, Any] | None]:
+        mine = (idempotency.c.tenant == tenant) & (idempotency.c.key == key)
+        with writing(self._store.engine) as connection:
+            lock_for_transaction(connection, _INSERT_LOCK)
+            row = connection.execute(sa.select(idempotency).where(mine)).one_or_none()
+            if row is None:
+                values = {"tenant": tenant, "key": key, "body_sha256": body_sha256, "job_id": job_id}
+                connection.execute(idempotency.insert().values(**values, reserved_at=time.time()))
+                return job_id, None
+            if row.body_sha256 != body_sha256:
+                raise Problem(
+                    422, "idempotency_key_reused",
+                    f"the Idempotency-Key {key!r} was used for another body; send a new key for a new job",
+                )  # fmt: skip
+            if row.answer is not None:
+                return row.job_id, row.answer
+            if time.time() - row.reserved_at < _RESERVATION_S:
+                detail = f"a request with the Idempotency-Key {key!r} is still at work; ask again in a moment"
+                raise Problem(409, "in_flight", detail, headers=_RETRY_LATER)
+            connection.execute(idempotency.update().where(mine).values(reserved_at=time.time()))
+            return row.job_id, None
+
+    def _release(self, tenant: str, key: str, job_id: str) -> None:
+        mine = (idempotency.c.tenant == tenant) & (idempotency.c.key == key) & (idempotency.c.job_id == job_id)
+        with writing(self._store.engine) as connection:
+            connection.execute(idempotency.delete().where(mine, idempotency.c.answer.is_(None)))
+
+    def _keep_answer(self, tenant: str, key: str, content: dict[str, Any]) -> None:
+        mine = (idempotency.c.tenant == tenant) & (idempotency.c.key == key)
+        with writing(self._store.engine) as connection:
+            connection.execute(idempotency.update().where(mine).values(answer=content))
+
+    def _check_room(self, tenant: str) -> None:
+        limits = ((None, self._settings.max_queued_jobs), (tenant, self._settings.tenant_queued_jobs))
+        for whose, limit in limits:
+            if self._store.count(["queued"], tenant=whose) >= limit:
+                who = "the service has" if whose is None else "you have"
+                detail = f"{who} {limit} jobs waiting, as many as may wait; submit again when some have started"
+                raise Problem(429, "queue_full", detail, headers={"Retry-After": "30"})
+
+    def _add(self, record: JobRecord) -> Job:
+        path = self._settings.jobs_dir / record.id
+        JobDirectory(path).create(record)
+        try:
+            with writing(self._store.engine) as connection:
+                self._store.insert(connection, record)
+        except IntegrityError:  # found by the watcher, or left by a service that died here
+            pass
+        job = self._store.job(record.id)
+        assert job is not None
+        return job
+
+    # -------------------------------------------------------------------------------------------- changing
+
+    def cancel(self, job: Job) -> Job:
+        """Stop a job: at once while it waits, else within seconds; asking twice is the same as asking once."""
+        while job.status not in ("cancelling", "cancelled"):
+            if job.terminal:
+                detail = f"job {job.id} is {job.status}; only a job that has not ended can be cancelled"
+                raise Problem(409, "ended", detail)
+            never_ran = job.started_at is None  # else there is something to keep, which the watcher sees to
+            to: Status = "cancelled" if never_ran else "cancelling"
+            changed = self._store.move(job, to, epoch=job.epoch + 1)
+            if changed is not None:
+                self._tell(changed, {"status": to})
+                return changed
+            job = self._again(job)
+        return job
+
+    def resume(self, job: Job) -> Job:
+        """Queue a cancelled or failed job again; it goes on from its receipts."""
+        changed = None
+        while changed is None:
+            if job.status == "queued":
+                return job
+            if job.status not in ("cancelled", "failed"):
+                detail = f"job {job.id} is {job.status}; only a cancelled or failed job can be resumed"
+                raise Problem(409, "not_resumable", detail)
+            self._check_room(job.tenant)
+            changed = self._store.move(
+                job, "queued", epoch=job.epoch + 1, attempt=job.attempt + 1, error=None, finished_at=None,
+                progress=None, relaunches=0,
+            )  # fmt: skip
+            job = changed or self._again(job)
+        self._tell(job, {"status": "queued"}, attempt=job.attempt)
+        return job
+
+    def delete(self, job: Job) -> None:
+        """Remove an ended job with its directory, and its output where the service had chosen the place."""
+        if not job.terminal:
+            raise Problem(409, "not_ended", f"job {job.id} is {job.status}; cancel it first")
+        doomed = job.directory.with_name(_DELETED + job.id)
+        with writing(self._store.engine) as connection:  # a crash after the renaming is made good by finish_deletions
+            if not self._store.delete(connection, job):
+                raise Problem(409, "not_ended", f"job {job.id} has just been changed; look at it again")
+            if job.directory.exists():
+                job.directory.rename(doomed)
+        self._bury(doomed)
+
+    def finish_deletions(self) -> None:
+        """Complete what a service was deleting when it died."""
+        for doomed in self._settings.jobs_dir.glob(_DELETED + "*"):
+            with writing(self._store.engine) as connection:
+                self._store.forget(connection, doomed.name.removeprefix(_DELETED))
+            self._bury(doomed)
+
+    def _bury(self, doomed: Path) -> None:
+        root = self._settings.output_root
+        if root is not None:  # there, a folder with a job's id is the service's choice
+            storage.remove_folder(storage.join(root, doomed.name.removeprefix(_DELETED)))
+        shutil.rmtree(doomed, ignore_errors=True)
+
+    def _again(self, job: Job) -> Job:
+        found = self._store.job(job.id)
+        if found is None:
+            raise Problem(404, "no_job", f"there is no job {job.id!r}")
+        return found
+
+    def _tell(self, job: Job, state: dict[str, Any], attempt: int | None = None) -> None:
+        try:
+            JobDirectory(job.directory).advance(job.epoch, state, attempt=attempt)
+        except Superseded:  # changed again since, and told by whoever did that
+            _log.info("job %s has moved on from epoch %d", job.id, job.epoch)
+
+    # -------------------------------------------------------------------------------------------- rebuilding
+
+    def discover(self) -> list[str]:
+        """Add jobs whose directories are not in the database: made by `curator run --data-dir`, or before a loss."""
+        known, added = self._store.ids(), []
+        for directory in list_jobs(self._settings.data_dir):
+            if directory.path.name in known:
+                continue
+            try:
+                if self._index(directory):
+                    added.append(directory.path.name)
+            except IntegrityError:  # a request or another service has just added it
+                continue
+            except (CuratorError, OSError, ValueError, KeyError) as error:
+                if self._said.get(directory.path.name) != str(error):
+                    _log.error("job directory %s cannot be read and is left out: %s", directory.path, error)
+                self._said[directory.path.name] = str(error)
+        return added
+
+    def differing(self) -> Iterator[Job]:
+        """Jobs at rest of which directory and database say different things, by their epochs.
+
+        `curator run` has taken the job, the database is an old copy, or a service died between the two.
+        """
+        for job_id, epoch in self._store.at_rest():
+            events = JobDirectory(self._settings.jobs_dir / job_id).events
+            with suppress(OSError, ValueError, KeyError):
+                changed_ns = events.path.stat().st_mtime_ns
+                if self._agreed.get(job_id) == (changed_ns, epoch):
+                    continue
+                if events.last_epoch() == epoch:
+                    self._agreed[job_id] = (changed_ns, epoch)
+                elif (job := self._store.job(job_id)) is not None and job.epoch == epoch:
+                    yield job
+
+    def _index(self, directory: JobDirectory) -> bool:
+        record = directory.record()
+        events = [event for event, _ in directory.events.read(0, 1 << 62)]
+        if not events:  # its first event is still to be written
+            return False
+        changes = fold(events)
+        changes["event_offset"] = directory.events.offset_after(events[-1].id)
+        with writing(self._store.engine) as connection:
+            self._store.insert(connection, record, **changes)
+            if record.idempotency_key is not None:
+                self._restore_key(connection, record)
+        return True
+
+    def _restore_key(self, connection: Connection, record: JobRecord) -> None:
+        mine = (idempotency.c.tenant == record.tenant) & (idempotency.c.key == record.idempotency_key)
+        if connection.execute(sa.select(idempotency).where(mine)).one_or_none() is None:
+            connection.execute(
+                idempotency.insert().values(
+                    tenant=record.tenant, key=record.idempotency_key, body_sha256=record.body_sha256,
+                    job_id=record.id, reserved_at=0.0,
+                )
+            )  # fmt: skip
+
+    def reindex(self) -> int:
+        """Forget all jobs and read them back from their directories; keys and sessions stay. Returns their number."""
+        with writing(self._store.engine) as connection:
+            connection.execute(jobs.delete())
+            connection.execute(idempotency.delete())
+        return len(self.discover())
