@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 import curator
-from curator.errors import ClusterError, ShardError
+from curator.errors import ClusterError
 from curator.progress import Reporter
-from curator.worker import Failure, Stage, StageWorker, versions
+from curator.worker import Failure, ShardFailure, Stage, StageWorker, versions
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no network calls that nobody asked for
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -49,15 +49,6 @@ class Workers:
     most: int | None = None
     cpus: int = 1
     gpus: float = 0
-
-
-@dataclass(frozen=True)
-class ShardFailure(Generic[Task]):
-    """A task that exhausted its retries."""
-
-    task: Task
-    attempts: int
-    failure: Failure
 
 
 class Pool:
@@ -298,11 +289,3 @@ def count_workers(workers: Workers, tasks: int) -> int:
     if wanted > fits:
         raise ClusterError(f"run.workers is {wanted} and the cluster has room for {fits}; lower it or use auto")
     return max(1, min(wanted, tasks))
-
-
-def raise_failures(stage: str, failures: Sequence[ShardFailure[Any]], describe: Callable[[Any], str]) -> None:
-    """Raise ShardError if shards failed for good; everything else is published and the job can be resumed."""
-    if not failures:
-        return
-    lines = [f"  {describe(f.task)} ({f.attempts} attempts): {f.failure.error}" for f in failures]
-    raise ShardError(f"{stage}: {len(failures)} shards failed; run the same command to resume\n" + "\n".join(lines))

@@ -86,11 +86,11 @@ def conclude(record: JobRecord) -> dict[str, Any]:
             manifest = read_manifest(record.output)
             totals = manifest.totals.model_dump()
             return {"status": "completed", "totals": totals, "quarantined": manifest.quarantined}
-        storage.clear_staging(record.output)
         job = open_job(record.output)
         if job is not None:
-            job.clear_staging()
             write_partial_manifest(job)
+            job.clear_staging()
+        storage.clear_staging(record.output)
     except CuratorError as error:  # what is published may be damaged; that must not keep the job from ending
         return {"status": "cancelled", "error": {"type": type(error).__name__, "message": str(error)}}
     return {"status": "cancelled"}
@@ -158,7 +158,9 @@ def _run_here(directory: JobDirectory, shown: Reporter) -> None:
     record = directory.record()
     os.environ[MARK] = record.id  # so that a service finds what this process leaves behind when it is killed
     try:
-        run_job(directory, record.epoch, shown)
+        run_job(
+            directory, record.epoch, shown, heartbeat_s=1.0
+        )  # how long a service lets it be silent is not known here
     except KeyboardInterrupt:
         directory.append(record.epoch, "state", conclude(record))
         raise
@@ -194,7 +196,7 @@ def _train(record: JobRecord, write: Write, shown: Reporter) -> dict[str, Any]:
     reporter.start("train", 0, 0)
     result = train_reference(spec, reporter.say)
     reporter.finish()
-    return {"quarantined": {"bad_rows": result.bad_rows} if result.bad_rows else {}}
+    return {"quarantined": result.bad_rows}
 
 
 RECORD_ORIGIN = "the job's spec"

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from curator import storage
-from curator.cluster import Cluster, Pool, connect, raise_failures
+from curator.cluster import Cluster, Pool, connect
 from curator.errors import CorpusError, OutputError, ShardError
 from curator.frozen import check_same_spec, check_vacant, open_plan, write_plan
 from curator.job import Calibration, Job
@@ -34,6 +34,7 @@ from curator.stages.pieces import ShardFiles
 from curator.stages.score import ScoreStage
 from curator.stages.select import SelectStage
 from curator.stages.tokenize import TokenizeStage, describe_bad_row
+from curator.worker import raise_failures
 
 
 def curate(spec: CurationSpec, reporter: Reporter | None = None) -> Manifest:

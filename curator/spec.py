@@ -142,7 +142,7 @@ def read_mapping(uri: str) -> dict[str, Any]:
     if len(content) > _MAX_SPEC_BYTES:
         raise SpecError(f"{uri!r} has {len(content):,} bytes; a spec has at most {_MAX_SPEC_BYTES:,}")
     try:
-        value = yaml.load(content, Loader=_PlainLoader)
+        value = yaml.load(content, Loader=PlainLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise SpecError(f"{uri!r} is neither YAML nor JSON: {error}") from error
     if not isinstance(value, dict):
@@ -152,7 +152,7 @@ def read_mapping(uri: str) -> dict[str, Any]:
     return value
 
 
-class _PlainLoader(yaml.SafeLoader):
+class PlainLoader(yaml.SafeLoader):
     """YAML without aliases (a few bytes of them can expand to gigabytes) and without duplicate keys."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:

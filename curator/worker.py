@@ -8,18 +8,19 @@ import os
 import platform
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import pyarrow as pa
 
 import curator
-from curator.errors import ClusterError, CuratorError, EngineDied
+from curator.errors import ClusterError, CuratorError, EngineDied, ShardError
 
 TaskContra = TypeVar("TaskContra", contravariant=True)
 ResultCo = TypeVar("ResultCo", covariant=True)
+Task = TypeVar("Task")
 
 
 class Stage(Protocol[TaskContra, ResultCo]):
@@ -53,6 +54,23 @@ class Failure:
     trace: str
     opening: bool = False
     unfit: bool = False
+
+
+@dataclass(frozen=True)
+class ShardFailure(Generic[Task]):
+    """A task that exhausted its retries."""
+
+    task: Task
+    attempts: int
+    failure: Failure
+
+
+def raise_failures(stage: str, failures: Sequence[ShardFailure[Any]], describe: Callable[[Any], str]) -> None:
+    """Raise ShardError if shards failed for good; everything else is published and the job can be resumed."""
+    if not failures:
+        return
+    lines = [f"  {describe(f.task)} ({f.attempts} attempts): {f.failure.error}" for f in failures]
+    raise ShardError(f"{stage}: {len(failures)} shards failed; run the same command to resume\n" + "\n".join(lines))
 
 
 class StageWorker:

@@ -24,7 +24,7 @@ Read = Callable[[int], Batch]
 """Reads a batch from a position; an empty one when there is no more for now."""
 
 _POLL_S = 0.25
-_PING_S = 15.0
+_ASK_EVERY, _PING_EVERY = 4, 60  # looks at the file between two questions to the database, and two signs of life
 
 
 def wants_stream(request: Request) -> bool:
@@ -35,11 +35,7 @@ def wants_stream(request: Request) -> bool:
 async def stream(request: Request, read: Read, position: int, ended: Callable[[], bool]) -> Response:
     """A stream from a position on; `ended` says whether nothing can come any more."""
 
-    def first() -> tuple[bool, Batch]:
-        over = ended()  # asked before reading: what is written in between is not lost
-        return over, read(position)
-
-    over, batch = await run_in_threadpool(first)
+    over, batch = await run_in_threadpool(_look, read, position, ended)
     if over and not batch[0]:
         return Response(status_code=204)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -49,24 +45,29 @@ async def stream(request: Request, read: Read, position: int, ended: Callable[[]
 
 
 async def _follow(request: Request, read: Read, batch: Batch, ended: Callable[[], bool]) -> AsyncIterator[bytes]:
-    over, idle_s = False, 0.0
+    over, idle = False, 0
     yield b"retry: 1000\n\n"
     while True:
         records, position = batch
         if records:
             # ASCII: a U+2028 inside a text must not end a line
             yield b"".join(format_sse_event(id=str(n), event=kind, data_str=json.dumps(c)) for n, kind, c in records)
-            idle_s = 0.0
+            idle = 0
         elif over or await request.is_disconnected():
             return
         else:
             await asyncio.sleep(_POLL_S)
-            idle_s += _POLL_S
-            if idle_s >= _PING_S:
+            idle += 1
+            if idle % _PING_EVERY == 0:
                 yield KEEPALIVE_COMMENT
-                idle_s = 0.0
+        asked = ended if idle % _ASK_EVERY == 0 else _not_yet
+        over, batch = await run_in_threadpool(_look, read, position, asked)
 
-        def look(position: int = position) -> tuple[bool, Batch]:
-            return ended(), read(position)
 
-        over, batch = await run_in_threadpool(look)
+def _look(read: Read, position: int, ended: Callable[[], bool]) -> tuple[bool, Batch]:
+    over = ended()  # asked before reading: what is written in between is not lost
+    return over, read(position)
+
+
+def _not_yet() -> bool:
+    return False

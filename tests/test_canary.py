@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from curator import Manifest, curate, parse_spec, verify
-from curator.cluster import ShardFailure, Workers, connect, raise_failures
+from curator.cluster import Workers, connect
 from curator.data import IntArray, ModelIdentity, Scorer, TokenScores
 from curator.errors import EngineDied, EngineDrifted, ScorerError, ShardError
 from curator.frozen import open_plan
@@ -26,6 +26,7 @@ from curator.stages.canary import CANARY, Canary, StoredCanary, tolerance_nats
 from curator.stages.score import ScoreStage
 from curator.tokens.canary_text import CANARY_TEXT, encode_canary
 from curator.tokens.tokenizer import TokensConfig, load_tokenizer
+from curator.worker import ShardFailure, raise_failures
 
 MakeSpec = Callable[..., dict[str, Any]]
 RAY = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster"), pytest.mark.filterwarnings("ignore::ResourceWarning")]

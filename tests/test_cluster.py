@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from curator import cluster
-from curator.cluster import ShardFailure, Workers, connect
+from curator.cluster import Workers, connect
 from curator.errors import ClusterError, ScorerError, ShardError, StorageError
 from curator.progress import Silent
+from curator.worker import ShardFailure, raise_failures
 
 pytestmark = [
     pytest.mark.slow,
@@ -97,7 +98,7 @@ def test_a_hopeless_task_is_reported_after_the_others_are_done(tmp_path: Path, f
     assert results == {i: i * i for i in range(10) if i != 4}
     assert [(failure.task, failure.attempts) for failure in failures] == [(4, 2)]
     with pytest.raises(ShardError, match=r"score: 1 shards failed; run the same command to resume"):
-        cluster.raise_failures("score", failures, str)
+        raise_failures("score", failures, str)
 
 
 def test_what_no_retry_can_mend_ends_the_map_at_once(tmp_path: Path) -> None:

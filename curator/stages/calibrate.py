@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
-from curator.cluster import Pool, ShardFailure, raise_failures
+from curator.cluster import Pool
 from curator.data import Cut, Policy
 from curator.plan import ShardRef
 from curator.progress import Reporter
@@ -28,6 +28,7 @@ from curator.selection.cuts import (
 from curator.selection.histogram import Boundary
 from curator.selection.pieces import Piece
 from curator.stages.pieces import ShardFiles
+from curator.worker import ShardFailure, raise_failures
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What happened to a job and what it printed: as a stream of server-sent events, or page by page."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -127,6 +128,8 @@ def _read_lines(path: Path, offset: int) -> tuple[list[tuple[int, str]], int]:
     """Whole lines from an offset on, each with the offset behind it; a last one without its end is still growing."""
     try:
         with path.open("rb") as file:
+            if offset >= file.seek(0, os.SEEK_END):  # file systems refuse to seek very far beyond
+                return [], offset
             file.seek(offset)
             block = file.read(_LOG_BYTES_AT_ONCE)
     except FileNotFoundError:  # nothing printed yet, or the job has just been deleted

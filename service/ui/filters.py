@@ -1,9 +1,11 @@
 """How pages write numbers and moments. A missing value is an en dash, never a guess."""
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 
 NOTHING = "–"
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def exact(value: float | None) -> str:
@@ -76,6 +78,11 @@ def hour(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%H:%M:%S UTC")
 
 
+def plain(text: str) -> str:
+    """Text without a terminal's colours, which Ray puts into its messages."""
+    return _COLOURS.sub("", text)
+
+
 FILTERS: dict[str, Callable[..., str]] = {
-    each.__name__: each for each in (exact, count, share, duration, ago, iso, clock, hour)
+    each.__name__: each for each in (exact, count, share, duration, ago, iso, clock, hour, plain)
 }

@@ -191,11 +191,14 @@ def view_funnel(job: Job, funnel: Funnel | None) -> list[dict[str, Any]]:
     documents, tokens = (funnel.documents, funnel.tokens) if funnel else _counts_of_totals(job.totals or {})
     read = documents.read, tokens.read
     unscored = tokens.read - tokens.scored - tokens.lost if job.status == "completed" else None
+    weighed = funnel is None or funnel.shards.curated > 0
+    kept = (documents.kept, tokens.kept) if weighed else (None, None)
+    dropped = (documents.dropped, tokens.dropped) if weighed else (None, None)
     steps = [
         _step("Read", (documents.read, tokens.read), read, "fill", part=False),
         _step("Scored", (documents.scored, tokens.scored), read, "fill", part=False),
-        _step("kept", (documents.kept, tokens.kept), read, "fill"),
-        _step("dropped", (documents.dropped, tokens.dropped), read, "miss", tokens.kept),
+        _step("kept", kept, read, "fill"),
+        _step("dropped", dropped, read, "miss", tokens.kept),
     ]
     if unscored:
         steps.append(_step("without a score", (None, unscored), read, "miss", tokens.scored))

@@ -7,6 +7,7 @@ const base = `/v1/jobs/${job.dataset.job}`;
 const ENDED = new Set(["completed", "failed", "cancelled"]);
 const HISTORY = 600; // events, about ten minutes
 const LOG_CHARACTERS = 400_000;
+const COLOURS = /\x1b\[[0-9;]*m/g; // of a terminal
 const labels = { queued: "queued", validating: "validating", in_progress: "in progress", finalizing: "finalizing", completed: "completed", cancelling: "cancelling", cancelled: "cancelled", failed: "failed" };
 
 // ------------------------------------------------------------------------------------------------ live
@@ -102,7 +103,7 @@ function takeEvent(event) {
 
 const logBox = byId("log");
 function takeLog({ text }) {
-  logBox.append(text.endsWith("\n") ? text : `${text}\n`);
+  logBox.append(`${text.replace(COLOURS, "")}\n`);
   if (logBox.textContent.length > LOG_CHARACTERS) logBox.textContent = logBox.textContent.slice(-LOG_CHARACTERS / 2);
   if (byId("follow").checked) logBox.scrollTop = logBox.scrollHeight;
 }

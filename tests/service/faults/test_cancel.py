@@ -28,9 +28,8 @@ def cancel(service: Any, job_id: str) -> dict[str, Any]:
 def ray_sessions(processes: list[psutil.Process]) -> set[Path]:
     """The folders of the Ray clusters that these processes are."""
     words = [word for process in processes for word in process.cmdline()]
-    parts = [
-        part for word in words for part in Path(word.rpartition("=")[2]).parents if part.name.startswith("session_")
-    ]
+    paths = [Path(word.rpartition("=")[2]) for word in words]
+    parts = [part for path in paths for part in path.parents if part.name.startswith("session_")]
     return {part for part in parts if part.is_dir()}
 
 

@@ -134,17 +134,10 @@ def test_a_zombie_out_of_reach_commits_nothing(
     job_id, folder = new_id("job"), tmp_path / "data" / "jobs"
     spec = job_spec(output={"uri": str(folder / job_id / "output")})
     directory = JobDirectory(folder / job_id)
-    directory.create(
-        JobRecord(
-            id=job_id,
-            kind="curate",
-            tenant="default",
-            name="n",
-            spec=spec,
-            output=spec["output"]["uri"],
-            created_at=now(),
-        )  # fmt: skip
-    )
+    record = JobRecord(
+        id=job_id, kind="curate", tenant="default", name="n", spec=spec, output=spec["output"]["uri"], created_at=now()
+    )  # fmt: skip
+    directory.create(record)
     files = files_of(job_id)
     zombie = start_driver(directory, 1)
     files.wait_stage("score reference")

@@ -1,0 +1,68 @@
+"""Training a reference through the service: the same spec, the same states, a model directory at the end."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+import curator
+
+pytestmark = pytest.mark.slow
+
+TOKENIZER = Path(curator.__file__).parent / "scorers" / "bigram_model" / "tokenizer.json"
+
+
+def make_base(folder: Path) -> Path:
+    """A two-layer Llama with the tokenizer that ships with curator."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(TOKENIZER))
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=128, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_reference_is_trained_and_then_scores_a_corpus(
+    start: Callable[..., Any], job_spec: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    base = make_base(tmp_path / "base")
+    good = tmp_path / "good.jsonl"
+    rows = [{"text": f"Document {i} says that two and two is four. " * (1 + i % 7)} for i in range(40)]
+    good.write_text("\n".join([*map(json.dumps, rows), "not json"]))
+    service = start()
+    spec = {
+        "base": str(base), "corpus": {"kind": "jsonl", "uri": str(good)}, "sequence_length": 64,
+        "batch_tokens": 512, "micro_batch_tokens": 256, "learning_rate": 3e-3, "dtype": "float32",
+    }  # fmt: skip
+    with service.client() as client:
+        answer = client.post("/v1/jobs", params={"kind": "train_reference"}, json=spec)
+        assert answer.status_code == 202, answer.text
+        trained = service.wait(answer.json()["id"])
+        assert (trained["status"], trained["kind"]) == ("completed", "train_reference"), trained
+        assert trained["quarantined"] == {"not_json": 1}
+        assert Path(trained["output"]).joinpath("model.safetensors").exists()
+        messages = [
+            event["data"]["text"]
+            for event in client.get(f"/v1/jobs/{trained['id']}/events", params={"limit": 1000}).json()["data"]
+            if event["type"] == "message"
+        ]
+        assert any("tokens/s" in text for text in messages)
+        assert client.get(f"/v1/jobs/{trained['id']}/shards").json()["data"] == []
+        wrong = client.post("/v1/jobs", params={"kind": "train_reference"}, json=spec | {"epochs": -1})
+        assert wrong.status_code == 422
+
+    models = {
+        "reference": {"engine": "transformers", "model": trained["output"]},
+        "base": {"engine": "transformers", "model": str(base)},
+    }
+    small = tmp_path / "small.jsonl"
+    small.write_text("\n".join(json.dumps(row) for row in rows[:5]))
+    scored = service.submit(job_spec(models=models, corpus={"kind": "jsonl", "uri": str(small)}))
+    assert service.wait(scored["id"])["status"] == "completed"
