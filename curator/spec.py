@@ -156,11 +156,13 @@ class PlainLoader(yaml.SafeLoader):
     """YAML without aliases (a few bytes of them can expand to gigabytes) and without duplicate keys."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        """Refuse aliases."""
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases (*name) are not allowed in a spec; write the value out")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        """Refuse a key that comes twice."""
         seen = set()
         for key_node, _ in node.value:
             if isinstance(key_node, yaml.ScalarNode) and key_node.value in seen:

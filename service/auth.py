@@ -23,7 +23,6 @@ from service.problems import Problem
 SESSION_COOKIE = "curator_session"
 CSRF_HEADER = "X-CSRF-Token"
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-_FORMS = ("/logout",)  # plain forms, which send no headers: their pages check the token in the form
 _FORMS = ("/logout",)  # plain forms, which hold the token themselves
 _bearer = HTTPBearer(auto_error=False, description="An API key: `Authorization: Bearer tc_...`")
 

@@ -34,7 +34,6 @@ def wants_stream(request: Request) -> bool:
 
 async def stream(request: Request, read: Read, position: int, ended: Callable[[], bool]) -> Response:
     """A stream from a position on; `ended` says whether nothing can come any more."""
-
     over, batch = await run_in_threadpool(_look, read, position, ended)
     if over and not batch[0]:
         return Response(status_code=204)
