@@ -44,7 +44,7 @@ browser: ## The Chromium that tests the dashboard, from Debian where it is not t
 	command -v chromium > /dev/null || { apt-get update -qq && apt-get install -y -qq chromium; } > build/apt.log 2>&1 || { cat build/apt.log; exit 1; }
 
 soak: setup ## The long forms of the fault tests
-	CURATOR_SOAK=1 $(BIN)/pytest -m slow tests/test_faults.py tests/service/test_recovery.py tests/service/test_openapi.py
+	CURATOR_SOAK=1 $(BIN)/pytest -m slow tests/test_faults.py tests/service/faults tests/service/test_openapi.py
 
 bench: bench-scoring ## Measure speed, memory and size; figures go to benchmarks/results/
 	for name in selection storage_size memory downloads service_load; do $(BIN)/python benchmarks/$$name.py || exit 1; done

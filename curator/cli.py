@@ -25,8 +25,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console(soft_wrap=True, highlight=False, markup=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 SpecPath = Annotated[str, typer.Argument(metavar="SPEC", help="spec file, YAML or JSON")]
 Directory = Annotated[str, typer.Argument(metavar="DIR", help="folder or URI of a dataset")]
@@ -193,12 +193,14 @@ def serve(
     """Serve the REST API and the dashboard; prints an API key on its first start."""
     from pydantic import ValidationError
 
+    from curator import storage
+
     try:
         from service.serve import serve as serve_until_stopped
         from service.settings import load_settings
     except ImportError as error:
         raise SpecError(f"serve needs {error.name}, which is not installed: install token-curator[service]") from error
-    roots = tuple(allow_root) if allow_root else None
+    roots = tuple(storage.absolute(root) for root in allow_root) if allow_root else None
     try:
         chosen = load_settings(settings, host=host, port=port, data_dir=data_dir, allow_root=roots)
     except (ValidationError, ValueError) as error:

@@ -19,6 +19,7 @@ import os
 import re
 import secrets
 import time
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -90,7 +91,7 @@ class Heartbeat(StrictModel):
     epoch: int
     host: str
     pid: int
-    started: float = Field(description="when that process was started, seconds since 1970")
+    started: float = Field(description="when that process was started, in its machine's ticks since boot")
     at: float = Field(description="seconds since 1970")
 
 
@@ -265,14 +266,14 @@ def _check_epoch(record: JobRecord, epoch: int) -> None:
         )
 
 
-def list_jobs(data_dir: Path) -> list[JobDirectory]:
-    """Every job under a data directory, oldest first; a folder without a record is no job yet."""
+def list_jobs(data_dir: Path, known: Collection[str] = ()) -> list[JobDirectory]:
+    """Every job under a data directory but the known ones, oldest first; a folder without a record is no job yet."""
     folder = data_dir / "jobs"
     names = sorted(os.listdir(folder)) if folder.is_dir() else []
     return [
         JobDirectory(folder / name)
         for name in names
-        if re.match(JOB_ID_PATTERN, name) and (folder / name / RECORD).exists()
+        if name not in known and re.match(JOB_ID_PATTERN, name) and (folder / name / RECORD).exists()
     ]
 
 

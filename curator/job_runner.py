@@ -158,9 +158,7 @@ def _run_here(directory: JobDirectory, shown: Reporter) -> None:
     record = directory.record()
     os.environ[MARK] = record.id  # so that a service finds what this process leaves behind when it is killed
     try:
-        run_job(
-            directory, record.epoch, shown, heartbeat_s=1.0
-        )  # how long a service lets it be silent is not known here
+        run_job(directory, record.epoch, shown, heartbeat_s=1.0)  # how long the service bears silence is not known here
     except KeyboardInterrupt:
         directory.append(record.epoch, "state", conclude(record))
         raise

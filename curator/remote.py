@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 FAILED, QUARANTINED = 1, 3
 
-out = Console(soft_wrap=True, highlight=False, markup=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 Server = Annotated[
     str, typer.Option(metavar="URL", envvar="CURATOR_SERVER", help="address of the service; key: CURATOR_API_KEY")
@@ -108,12 +108,14 @@ def resume(server: Server, job: JobId) -> None:
 def download(
     server: Server,
     job: JobId,
-    output: Annotated[Path, typer.Option(help="folder of the dataset; run again to go on")],
+    output: Annotated[
+        Path | None, typer.Option(help="folder of the dataset; run again to go on [default: ./JOB]")
+    ] = None,
     parallel: Annotated[int, typer.Option(min=1, max=64, help="shards fetched at a time")] = 4,
 ) -> None:
     """Bring a job's dataset here, or what is published of it so far; every file's sha256 is checked."""
     with _client(server) as client, _bytes_bar() as on_progress:
-        done = client.download(job, output, parallel, on_progress)
+        done = client.download(job, output or Path(job), parallel, on_progress)
     out.print(f"dataset    {done.directory.resolve()}")
     out.print(f"shards     {done.shards:,}, {done.bytes:,} bytes, {done.fetched:,} fetched now")
     if not done.complete:

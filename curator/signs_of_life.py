@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from signal import SIGTERM, SIGUSR1
 
 import psutil
@@ -26,7 +27,7 @@ SUPERSEDED = 4
 """Exit code of a process whose job has passed on."""
 
 _WATCH_S = 1.0
-_LEAVE_S = 10.0
+_LEAVE_S = 6.0
 
 
 def is_running(beat: Heartbeat | None) -> bool:
@@ -40,11 +41,17 @@ def is_running(beat: Heartbeat | None) -> bool:
 
 def process_of(beat: Heartbeat) -> psutil.Process | None:
     """The process that wrote a heartbeat on this machine, if it still runs."""
-    with suppress(psutil.Error):
+    with suppress(psutil.Error, OSError):
         process = psutil.Process(beat.pid)
-        if abs(process.create_time() - beat.started) < 1 and process.status() != psutil.STATUS_ZOMBIE:
+        if _started_ticks(beat.pid) == beat.started and process.status() != psutil.STATUS_ZOMBIE:
             return process
     return None
+
+
+def _started_ticks(pid: int) -> float:
+    """When a process was started, by a clock that nobody can set (psutil's is wall time, which steps)."""
+    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return float(after_name[19])
 
 
 @contextmanager
@@ -78,8 +85,7 @@ def beat_of_this_process(epoch: int) -> Heartbeat:
 
 def beat_of(pid: int, epoch: int) -> Heartbeat:
     """A heartbeat of now, in the name of a process of this machine: oneself, or a child that has just been started."""
-    started = psutil.Process(pid).create_time()
-    return Heartbeat(epoch=epoch, host=platform.node(), pid=pid, started=started, at=time.time())
+    return Heartbeat(epoch=epoch, host=platform.node(), pid=pid, started=_started_ticks(pid), at=time.time())
 
 
 def _watch(directory: JobDirectory, epoch: int, heartbeat_s: float, ended: threading.Event, interrupts: bool) -> None:

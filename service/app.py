@@ -13,6 +13,7 @@ from service.auth import RateLimit
 from service.changes import Changes
 from service.context import Services
 from service.database import open_database
+from service.discovery import Discovery
 from service.gate import Gate
 from service.keys import KeyStore
 from service.launcher import make_launcher
@@ -22,7 +23,6 @@ from service.routes import events, health, jobs, keys, looking, pages, shards, u
 from service.settings import Settings
 from service.store import Store
 from service.submissions import Submissions
-from service.uploads import clear_abandoned
 from service.watcher import Watcher
 
 _STATIC = Path(__file__).parent / "ui" / "static"
@@ -32,25 +32,19 @@ def make_services(settings: Settings) -> Services:
     """Open everything that the service works with; nothing runs yet."""
     settings.jobs_dir.mkdir(parents=True, exist_ok=True)
     settings.data_dir.chmod(0o700)
-    clear_abandoned(settings)
     engine = open_database(settings)
     store = Store(engine, settings.jobs_dir)
-    submissions = Submissions(settings, store)
+    submissions, discovery = Submissions(settings, store), Discovery(settings, store)
     changes, metrics = Changes(), Metrics(settings, store)
-    watcher = Watcher(settings, store, submissions, make_launcher(settings), metrics, changes.tell)
+    watcher = Watcher(settings, store, submissions, discovery, make_launcher(settings), metrics, changes.tell)
     return Services(
-        settings=settings, store=store, keys=KeyStore(engine), submissions=submissions, watcher=watcher,
-        changes=changes, metrics=metrics, rate_limit=RateLimit(settings.requests_per_second),
+        settings=settings, store=store, keys=KeyStore(engine), submissions=submissions, discovery=discovery,
+        watcher=watcher, changes=changes, metrics=metrics, rate_limit=RateLimit(settings.requests_per_second),
     )  # fmt: skip
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The ASGI application; while it runs, jobs are started and followed."""
-    return build_app(make_services(settings))
-
-
 def build_app(services: Services) -> FastAPI:
-    """The application over opened services."""
+    """The application over opened services; while it runs, jobs are started and followed."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -14,6 +14,7 @@ from service.store import Job, Store
 
 if TYPE_CHECKING:
     from service.auth import Principal, RateLimit
+    from service.discovery import Discovery
     from service.submissions import Submissions
     from service.watcher import Watcher
 
@@ -26,6 +27,7 @@ class Services:
     store: Store
     keys: KeyStore
     submissions: "Submissions"
+    discovery: "Discovery"
     watcher: "Watcher"
     changes: Changes
     metrics: Metrics

@@ -8,46 +8,107 @@ prints an `EstimateModel`; a spec or corpus that cannot be planned is exit 2 and
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from curator.errors import CuratorError
 from service.models import EstimateModel, ModelEstimateModel
 from service.problems import Problem
 from service.settings import Settings
 
-_AT_ONCE = asyncio.Semaphore(2)
+_COMMAND = (sys.executable, "-m", "service.dry_run")
+_AT_ONCE = 2
+_MOST_ASKED = 4  # by one tenant, of which one runs
 _BAD_SPEC = 2
+_OWN_VARIABLES = "CURATOR_"
 
 
-async def dry_run(spec: dict[str, Any], settings: Settings) -> EstimateModel:
-    """Plan and estimate; Problem 422 if the job could not be planned, 503 if that takes too long."""
-    async with _AT_ONCE:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "service.dry_run",
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-        )  # fmt: skip
+class _Slots:
+    """Who may plan: two at once, one of each tenant, so that nobody is held up by what another tenant asks."""
+
+    def __init__(self) -> None:
+        self._free = asyncio.Semaphore(_AT_ONCE)
+        self._asked: Counter[str] = Counter()
+        self._turns: dict[str, asyncio.Lock] = {}
+
+    @asynccontextmanager
+    async def take(self, tenant: str) -> AsyncIterator[None]:
+        """Wait for a slot and hold it; Problem 503 for a tenant of whom too many wait already."""
+        if self._asked[tenant] >= _MOST_ASKED:
+            raise _busy(f"{_MOST_ASKED} of your dry runs are under way or wait")
+        self._asked[tenant] += 1
+        turn = self._turns.setdefault(tenant, asyncio.Lock())
         try:
-            out, err = await asyncio.wait_for(
-                process.communicate(json.dumps(spec).encode()), settings.validate_timeout_s
-            )
-        except TimeoutError as error:
-            detail = (
-                f"the plan was not ready after {settings.validate_timeout_s:g} s (corpora that cannot be split are "
-                "read whole); submit the job without a dry run, or narrow corpus.uri"
-            )
-            raise Problem(503, "plan_timeout", detail, headers={"Retry-After": "60"}) from error
+            async with turn, self._free:
+                yield
         finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-    if process.returncode == 0:
+            self._asked[tenant] -= 1
+            if not self._asked[tenant]:
+                del self._asked[tenant], self._turns[tenant]
+
+
+_SLOTS: WeakKeyDictionary[asyncio.AbstractEventLoop, _Slots] = WeakKeyDictionary()
+
+
+async def dry_run(spec: dict[str, Any], settings: Settings, *, tenant: str = "") -> EstimateModel:
+    """Plan and estimate.
+
+    Args:
+        spec: what was admitted.
+        settings: say how long it may take, waiting included.
+        tenant: who asks; dry runs of one tenant run one after the other.
+
+    Raises:
+        Problem: 422 the job could not be planned; 503 `busy` when others are planned first, `plan_timeout` when
+            planning takes too long.
+    """
+    slots = _SLOTS.setdefault(asyncio.get_running_loop(), _Slots())
+    started = False
+    try:
+        async with asyncio.timeout(settings.validate_timeout_s), slots.take(tenant):
+            started = True
+            code, out, err = await _run(json.dumps(spec).encode())
+    except TimeoutError as error:
+        if not started:
+            raise _busy(f"other dry runs took all of {settings.validate_timeout_s:g} s") from error
+        detail = (
+            f"the plan was not ready after {settings.validate_timeout_s:g} s (corpora that cannot be split are "
+            "read whole); submit the job without a dry run, or narrow corpus.uri"
+        )
+        raise Problem(503, "plan_timeout", detail, headers={"Retry-After": "60"}) from error
+    if code == 0:
         return EstimateModel.model_validate_json(out)
-    if process.returncode == _BAD_SPEC:
+    if code == _BAD_SPEC:
         message = json.loads(out)["message"]
         raise Problem(422, "invalid_spec", message, errors=[{"path": "", "message": message}])
-    raise RuntimeError(f"the dry run ended with code {process.returncode}: {err.decode(errors='replace')[-2000:]}")
+    raise RuntimeError(f"the dry run ended with code {code}: {err.decode(errors='replace')[-2000:]}")
+
+
+def _busy(why: str) -> Problem:
+    detail = f"{why}; ask again later, or check the spec alone with ?plan=false"
+    return Problem(503, "busy", detail, headers={"Retry-After": "10"})
+
+
+async def _run(spec: bytes) -> tuple[int | None, bytes, bytes]:
+    """Run the process to its end, and end all that it has started, however this is left."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_OWN_VARIABLES)}
+    process = await asyncio.create_subprocess_exec(
+        *_COMMAND, env=environment, start_new_session=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        out, err = await process.communicate(spec)
+    finally:
+        with suppress(ProcessLookupError):  # its group is gone when it and its children are
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+    return process.returncode, out, err
 
 
 def _estimate(content: dict[str, Any]) -> EstimateModel:

@@ -2,26 +2,32 @@
 
 Invariant: without a valid key only the paths below are served; anything else, existing or not, is 401 (for a browser's
 page: the way to /login), so that nothing can be learned of what there is.
+
+HEAD is answered here too, from what GET answers, unless a route serves it itself.
 """
 
 import logging
 import time
 from urllib.parse import quote
 
+import sqlalchemy as sa
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.auth import authenticate
 from service.context import Services
 from service.metrics import Metrics
 from service.problems import Problem, respond, unexpected
+from service.routes.pages import router as pages
 
 _OPEN = ("/livez", "/readyz", "/login")
 _STATIC = "/static/"
 _UPLOADS = "/v1/uploads"
 _MAX_BODY_BYTES = 2 << 20
+_NO_DATABASE = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError)  # the last: no connection is free
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -50,20 +56,21 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD" and not any(_serves(route, scope) for route in scope["app"].routes):
+            scope, send = {**scope, "method": "GET"}, _Bodiless(send)
         request = Request(scope, receive)
         guarded = _Guarded(send, self._metrics, scope)
-        refusal = await self._refuse(request)
-        if refusal is not None:
-            await refusal(scope, receive, guarded)
-            return
         limited = receive if request.url.path == _UPLOADS else _limited(receive)
         try:
-            await self._app(scope, limited, guarded)
-        except Exception:
-            _log.exception("unexpected error at %s %s", request.method, request.url.path)
+            refusal = await self._refuse(request)
+            await (refusal or self._app)(scope, limited, guarded)
+        except _HeadAnswered:
+            pass
+        except Exception as error:
+            problem = _explain(error, request)
             if guarded.started:
                 raise  # the connection breaks: better than an answer that looks whole
-            await respond(unexpected(), request.url.path)(scope, receive, guarded)
+            await respond(problem, request.url.path)(scope, receive, guarded)
 
     async def _refuse(self, request: Request) -> Response | None:
         path = request.url.path
@@ -80,8 +87,22 @@ class Gate:
 
 
 def _is_page(request: Request) -> bool:
-    wants_html = "text/html" in request.headers.get("accept", "")
-    return request.method == "GET" and wants_html and not request.url.path.startswith("/v1/")
+    return request.method == "GET" and any(_serves(route, request.scope) for route in pages.routes)
+
+
+def _serves(route: BaseRoute, scope: Scope) -> bool:
+    return route.matches(scope)[0] is Match.FULL
+
+
+def _explain(error: Exception, request: Request) -> Problem:
+    if isinstance(error, _NO_DATABASE):  # its own text would quote the statement with its values
+        reason = getattr(error, "orig", None) or type(error).__name__
+        _log.error("the database does not answer at %s %s: %s", request.method, request.url.path, reason)
+        return Problem(
+            503, "unavailable", "the service cannot use its database now; try again", headers={"Retry-After": "1"}
+        )
+    _log.exception("unexpected error at %s %s", request.method, request.url.path)
+    return unexpected()
 
 
 def _limited(receive: Receive) -> Receive:
@@ -97,6 +118,25 @@ def _limited(receive: Receive) -> Receive:
         return message
 
     return counted
+
+
+class _HeadAnswered(Exception):
+    """Ends the making of a body that nobody will read."""
+
+
+class _Bodiless:
+    """Sends an answer's head alone; of a body that comes in parts, such as a stream without end, no second is made."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] != "http.response.body":
+            await self._send(message)
+            return
+        await self._send({"type": "http.response.body", "body": b""})
+        if message.get("more_body", False):
+            raise _HeadAnswered
 
 
 class _Guarded:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import psutil
 
-from curator.job_directory import JobDirectory
+from curator.job_directory import Heartbeat, JobDirectory
 from curator.job_runner import MARK
 from curator.signs_of_life import beat_of, is_running, process_of
 from service.settings import Settings
@@ -50,11 +50,27 @@ def make_launcher(settings: Settings) -> Launcher:
     return RayLauncher(settings) if settings.launcher == "ray" else SubprocessLauncher(settings)
 
 
+class Silence:
+    """For how long a job's driver has not beaten, by this machine's steady clock: wall clocks differ, and step."""
+
+    def __init__(self) -> None:
+        self._heard: dict[str, tuple[Heartbeat, float]] = {}
+
+    def of(self, job: Job, beat: Heartbeat) -> float:
+        """Seconds since this heartbeat was first seen here."""
+        known, since_s = self._heard.get(job.id, (None, 0.0))
+        if known != beat:
+            since_s = time.monotonic()
+            self._heard[job.id] = beat, since_s
+        return time.monotonic() - since_s
+
+
 class SubprocessLauncher:
     """Drivers as processes of this machine, each in a session of its own."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._silence = Silence()
         self._children: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
 
     def start(self, job: Job) -> None:
@@ -82,7 +98,7 @@ class SubprocessLauncher:
             return started and time.time() - claimed < self._settings.stalled_s
         if beat.host == platform.node() and process_of(beat) is None:
             return False
-        return time.time() - beat.at < self._settings.stalled_s
+        return self._silence.of(job, beat) < self._settings.stalled_s
 
     def stop(self, job: Job) -> None:
         """SIGKILL to everything that carries the job's mark."""
@@ -97,9 +113,10 @@ class SubprocessLauncher:
         """
         self._reap()
         beat = JobDirectory(job.directory).heartbeat()
-        speaks = beat is not None and beat.pid != os.getpid() and time.time() - beat.at < self._settings.stalled_s
-        if speaks and beat is not None and (beat.host != platform.node() or process_of(beat) is not None):
-            return False
+        if beat is not None and beat.pid != os.getpid() and self._silence.of(job, beat) < self._settings.stalled_s:
+            lives = beat.host != platform.node() or process_of(beat) is not None
+            if lives:
+                return False
         return next(_marked(job.id), None) is None
 
     def _reap(self) -> None:
@@ -126,6 +143,7 @@ class RayLauncher:
 
         self._settings = settings
         self._client: Any = JobSubmissionClient(settings.ray_address)
+        self._silence = Silence()
 
     def start(self, job: Job) -> None:
         """Submit the driver, whose output goes to the job's log."""
@@ -145,7 +163,7 @@ class RayLauncher:
         status = self._status(_submission(job, job.epoch))
         beat = JobDirectory(job.directory).heartbeat()
         if status == "RUNNING" and beat is not None and beat.epoch == job.epoch:
-            return time.time() - beat.at < self._settings.stalled_s
+            return self._silence.of(job, beat) < self._settings.stalled_s
         return status in ("PENDING", "RUNNING") or self._runs_elsewhere(job)
 
     def stop(self, job: Job) -> None:
@@ -167,8 +185,10 @@ class RayLauncher:
     def _status(self, submission: str) -> str | None:
         try:
             return str(self._client.get_job_status(submission).value)
-        except RuntimeError:  # Ray has no such job
-            return None
+        except RuntimeError as error:
+            if "status code 404" in str(error):  # Ray has no such job
+                return None
+            raise  # it does not answer now, which says nothing of the job
 
 
 def _submission(job: Job, epoch: int) -> str:

@@ -32,6 +32,7 @@ class Metrics:
         self._queue_wait = Histogram(
             "queue_wait_seconds", "From submission to start", buckets=_LONG_SECONDS, registry=registry
         )
+        self._commits = Counter("shard_commits", "Shards that stages have published", ["result"], registry=registry)
         self._tokens = Counter("tokens", "Tokens of completed jobs", ["decision"], registry=registry)
         self._documents = Counter("documents", "Documents of completed jobs", ["outcome"], registry=registry)
 
@@ -41,8 +42,13 @@ class Metrics:
         self._requests.labels(scope["method"], route, str(status)).observe(seconds)
 
     def job_started(self, job: Job) -> None:
-        """A job was taken from the queue."""
-        self._queue_wait.observe(max(time.time() - job.updated_at.timestamp(), 0.0))
+        """A job was taken from the queue for the first time."""
+        if (job.attempt, job.relaunches) == (1, 0):
+            self._queue_wait.observe(max(time.time() - job.created_at.timestamp(), 0.0))
+
+    def stage_finished(self, shards: int) -> None:
+        """All shards of a stage are published."""
+        self._commits.labels("published").inc(shards)
 
     def job_ended(self, job: Job) -> None:
         """A job has reached its end."""

@@ -69,7 +69,7 @@ class JobModel(BaseModel):
     totals: dict[str, Any] | None = Field(description="of the finished dataset, as in its manifest")
     quarantined: dict[str, int] | None = Field(description="rows by reason")
     error: ErrorModel | None
-    queue_position: int | None = Field(description="1 = the oldest that waits; turns are fair between tenants")
+    queue_position: int | None = Field(description="among your own, 1 = the next; turns are fair between tenants")
     spec: dict[str, Any]
 
 
@@ -123,9 +123,9 @@ class NewKeyModel(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    name: str = Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")
+    name: str = Field(default="key", min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")
     tenant: str = Field(pattern=TENANT_PATTERN)
-    scopes: list[Scope] = Field(min_length=1, max_length=3)
+    scopes: list[Scope] = Field(default=["read", "write"], min_length=1, max_length=3)
     expires_in_days: float | None = Field(default=None, gt=0, le=36500)
 
 
@@ -155,7 +155,7 @@ class MeModel(BaseModel):
     key_id: str
 
 
-def job_model(job: Job, waiting_before: int | None) -> JobModel:
+def job_model(job: Job, queue_position: int | None) -> JobModel:
     """A job as the API shows it."""
     return JobModel(
         id=job.id,
@@ -173,7 +173,7 @@ def job_model(job: Job, waiting_before: int | None) -> JobModel:
         totals=job.totals,
         quarantined=job.quarantined,
         error=None if job.error is None else ErrorModel.model_validate(job.error),
-        queue_position=None if waiting_before is None else waiting_before + 1,
+        queue_position=queue_position,
         spec=job.spec,
     )
 

@@ -2,10 +2,14 @@
 
 import json
 import logging
+import socket
 import sys
 import time
+from urllib.parse import unquote
 
+import sqlalchemy as sa
 import uvicorn
+from alembic.util import CommandError
 
 from curator.errors import ClusterError
 from curator.job_directory import DEFAULT_TENANT
@@ -15,6 +19,8 @@ from service.keys import SCOPES
 from service.settings import Settings
 
 _STOP_WITHIN_S = 5
+_BACKLOG = 2048
+_CANNOT_START = (OSError, RuntimeError, ImportError, ValueError, sa.exc.SQLAlchemyError, CommandError)
 
 
 class JsonLines(logging.Formatter):
@@ -27,9 +33,10 @@ class JsonLines(logging.Formatter):
             "at": f"{moment}.{int(record.msecs):03d}Z", "level": record.levelname.lower(), "logger": record.name,
             "message": record.getMessage(),
         }  # fmt: skip
+        line |= {name: getattr(record, name) for name in ("job", "attempt") if hasattr(record, name)}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line)
+        return json.dumps(line, default=str)
 
 
 def serve(settings: Settings, *, reindex: bool = False, new_key: bool = False) -> None:
@@ -41,19 +48,44 @@ def serve(settings: Settings, *, reindex: bool = False, new_key: bool = False) -
         new_key: print one more admin key, for when the first was lost.
 
     Raises:
-        ClusterError: the Ray cluster or the database cannot be reached.
+        ClusterError: the port is in use, or the Ray cluster or the database cannot be reached.
     """
     _log_to_stderr()
+    listener = _listen(settings)  # first of all: a second service on this port must not take a job, nor show a key
     try:
         services = make_services(settings)
-    except (OSError, RuntimeError, ConnectionError) as error:
-        raise ClusterError(f"cannot start: {error}; check database_url, ray_address and data_dir") from error
+    except _CANNOT_START as error:
+        reason = _without_password(str(getattr(error, "orig", None) or error), settings)
+        raise ClusterError(
+            f"cannot start: {reason}; check database_url (postgresql://USER:PASSWORD@HOST/NAME), ray_address and data_dir"
+        ) from None
     if reindex:
-        print(f"Reindexed {services.submissions.reindex()} jobs", flush=True)
+        print(f"Reindexed {services.discovery.reindex()} jobs", flush=True)
     if new_key or not services.keys.all():
         _, text = services.keys.create(DEFAULT_TENANT, "first key", SCOPES)
         print(f"API key: {text}", flush=True)
-    _Server(_config(services)).run()
+    _Server(_config(services)).run(sockets=[listener])
+
+
+def _listen(settings: Settings) -> socket.socket:
+    try:
+        family, *_, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+    except OSError as error:
+        where = f"host {settings.host!r}, port {settings.port}"
+        raise ClusterError(
+            f"cannot listen on {where}: {error.strerror or error}; stop what listens there, or choose another --port"
+        ) from None
+
+
+def _without_password(text: str, settings: Settings) -> str:
+    """The text on one line; drivers quote parts of the address that they were given."""
+    address = "" if settings.database_url is None else settings.database_url.get_secret_value()
+    login = address.partition("://")[2].rpartition("@")[0]
+    password = login.partition(":")[2]
+    for secret in (address, login, password, unquote(password)):
+        text = text.replace(secret, "[hidden]") if secret else text
+    return " ".join(text.split())
 
 
 def _config(services: Services) -> uvicorn.Config:
@@ -67,11 +99,11 @@ def _config(services: Services) -> uvicorn.Config:
 class _Server(uvicorn.Server):
     """Says where it listens, once it does."""
 
-    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
-        await super().startup(sockets)  # type: ignore[arg-type]
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
         for server in self.servers:
-            for socket in server.sockets:
-                host, port = socket.getsockname()[:2]
+            for listener in server.sockets:
+                host, port = listener.getsockname()[:2]
                 shown = f"[{host}]" if ":" in host else host
                 print(f"Listening on http://{shown}:{port}", flush=True)
 

@@ -4,10 +4,13 @@ The command line of `curator serve` overrides the environment, which overrides t
 what `docs/service.md` says of it; a test keeps the two the same.
 """
 
+import json
+import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -16,20 +19,35 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from curator.errors import SpecError
+
+
+_REMOTE_ROOT = re.compile(r"(?:s3|gs)://[^/]")
+
 
 def _split(value: object) -> object:
-    """`a,b` as an environment variable holds it."""
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+    """`a,b` or `["a","b"]` as an environment variable holds it."""
+    if not isinstance(value, str):
+        return value
+    if not value.lstrip().startswith("["):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f'{value!r} begins like JSON and is none: {error}; write ["a", "b"] or a,b') from error
 
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
-"""Several names; in the environment separated by commas."""
+"""Several names; in the environment separated by commas, or as JSON."""
 
 
 class Settings(BaseSettings):
     """How the service runs."""
 
-    model_config = SettingsConfigDict(env_prefix="CURATOR_", frozen=True, extra="forbid", toml_file=None)
+    model_config = SettingsConfigDict(
+        env_prefix="CURATOR_", frozen=True, extra="forbid", toml_file=None,
+        hide_input_in_errors=True,  # database_url holds a password, also where its name is misspelt
+    )  # fmt: skip
 
     data_dir: Path = Field(default=Path("curator-data"), description="jobs, uploads and the embedded database")
     host: str = Field(default="127.0.0.1", description="address to listen on")
@@ -76,7 +94,7 @@ class Settings(BaseSettings):
         default=5, ge=0, description="times that a job whose driver died is started again without having got further"
     )
     heartbeat_s: float = Field(default=10.0, gt=0, description="how often a running job says that it lives")
-    stalled_s: float = Field(default=30.0, gt=0, description="silence after which a job is taken from its owner")
+    stalled_s: float = Field(default=30.0, gt=0, description="silence after which a job is taken from its owner; more than twice heartbeat_s")
     retention_days: float | None = Field(
         default=None, gt=0, description="finished jobs older than this are deleted with their directory; unset = never"
     )
@@ -97,6 +115,25 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().resolve()
+
+    @field_validator("allow_root")
+    @classmethod
+    def _check_roots(cls, roots: tuple[str, ...]) -> tuple[str, ...]:
+        for root in roots:
+            if not os.path.isabs(root) and not _REMOTE_ROOT.match(root):
+                raise ValueError(f"root {root!r} is neither an absolute path nor s3://BUCKET or gs://BUCKET; write it so")
+        return roots
+
+    @field_validator("stalled_s")
+    @classmethod
+    def _check_patience(cls, stalled_s: float, info: ValidationInfo) -> float:
+        heartbeat_s = info.data.get("heartbeat_s", 0.0)  # missing when it is wrong itself
+        if stalled_s <= 2 * heartbeat_s:
+            raise ValueError(
+                f"{stalled_s} s is not more than twice heartbeat_s ({heartbeat_s} s): one late sign of life would take a "
+                "job from its owner; raise stalled_s or lower heartbeat_s"
+            )
+        return stalled_s
 
     @classmethod
     def settings_customise_sources(
@@ -122,7 +159,14 @@ class Settings(BaseSettings):
 
 
 def load_settings(file: Path | None = None, **overrides: object) -> Settings:
-    """Settings from the command line's overrides, the environment and a TOML file."""
+    """Settings from the command line's overrides, the environment and a TOML file.
+
+    Raises:
+        SpecError: there is no such file.
+        ValueError: a setting is wrong, or the file is no TOML.
+    """
+    if file is not None and not file.is_file():
+        raise SpecError(f"settings: there is no file {str(file)!r}; write one (docs/service.md), or leave --settings out")
 
     class FromFile(Settings):
         model_config = SettingsConfigDict(toml_file=file)

@@ -5,7 +5,8 @@ serves a request names the tenant, so that another tenant's job does not exist f
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ from sqlalchemy.engine import Connection, Engine
 from curator.job_directory import ACTIVE, TERMINAL, JobKind, JobRecord, Status
 from service.database import lock_for_transaction, reading, writing
 from service.tables import idempotency, jobs
+from service.turns import choose_next
 
 _CLAIM_LOCK = 0x636C6169
 
@@ -102,7 +104,7 @@ class Store:
         if kind is not None:
             query = query.where(jobs.c.kind == kind)
         if name is not None:
-            query = query.where(jobs.c.name.contains(name, autoescape=True))
+            query = query.where(jobs.c.name.icontains(name, autoescape=True))
         if before is not None:
             query = query.where(jobs.c.id < before)
         with reading(self.engine) as connection:
@@ -114,24 +116,37 @@ class Store:
         with reading(self.engine) as connection:
             return [self._job(row) for row in connection.execute(query)]
 
+    def ended_before(self, moment: float, limit: int) -> list[Job]:
+        """Jobs that ended before a moment in seconds since 1970, oldest first."""
+        query = sa.select(jobs).where(jobs.c.status.in_(TERMINAL), jobs.c.updated_at < moment)
+        with reading(self.engine) as connection:
+            return [self._job(row) for row in connection.execute(query.order_by(jobs.c.id).limit(limit))]
+
     def ids(self) -> set[str]:
         """Ids of all jobs."""
         with reading(self.engine) as connection:
             return set(connection.execute(sa.select(jobs.c.id)).scalars())
 
-    def at_rest(self) -> list[tuple[str, int]]:
-        """Ids and epochs of the jobs that nobody works on: they wait, or have ended."""
-        query = sa.select(jobs.c.id, jobs.c.epoch).where(jobs.c.status.not_in(ACTIVE))
+    def at_rest(self, after: str, limit: int) -> list[tuple[str, int]]:
+        """Ids and epochs of the next jobs that nobody works on: they wait, or have ended."""
+        query = sa.select(jobs.c.id, jobs.c.epoch).where(jobs.c.status.not_in(ACTIVE), jobs.c.id > after)
+        query = query.order_by(jobs.c.id).limit(limit)
         with reading(self.engine) as connection:
             return [(job_id, int(epoch)) for job_id, epoch in connection.execute(query)]
 
-    def count(self, states: Sequence[str] | frozenset[Status], *, tenant: str | None = None) -> int:
+    def count(
+        self,
+        states: Sequence[str] | frozenset[Status],
+        *,
+        tenant: str | None = None,
+        connection: Connection | None = None,
+    ) -> int:
         """How many jobs are in these states."""
         query = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.status.in_(states))
         if tenant is not None:
             query = query.where(jobs.c.tenant == tenant)
-        with reading(self.engine) as connection:
-            return int(connection.execute(query).scalar_one())
+        with reading(self.engine) if connection is None else nullcontext(connection) as used:
+            return int(used.execute(query).scalar_one())
 
     def counts(self) -> dict[str, int]:
         """How many jobs are in each state."""
@@ -139,12 +154,20 @@ class Store:
         with reading(self.engine) as connection:
             return {status: int(number) for status, number in connection.execute(query)}
 
-    def waiting_before(self, job: Job) -> int:
-        """How many jobs wait that were submitted earlier."""
-        query = sa.select(sa.func.count()).select_from(jobs)
-        query = query.where(jobs.c.status == "queued", jobs.c.id < job.id)
+    def queue_positions(self, found: Sequence[Job]) -> dict[str, int]:
+        """Places of those jobs of one tenant that wait, among all of its own; what others do is not to be seen."""
+        waiting = [job for job in found if job.status == "queued"]
+        if not waiting:
+            return {}
+        mine = (jobs.c.tenant == waiting[0].tenant) & (jobs.c.status == "queued")
         with reading(self.engine) as connection:
-            return int(connection.execute(query).scalar_one())
+            if len(waiting) == 1:
+                older = sa.select(sa.func.count()).select_from(jobs).where(mine, jobs.c.id < waiting[0].id)
+                return {waiting[0].id: int(connection.execute(older).scalar_one()) + 1}
+            place = sa.func.row_number().over(order_by=jobs.c.id).label("place")
+            queue = sa.select(jobs.c.id, place).where(mine, jobs.c.id <= max(job.id for job in waiting)).subquery()
+            query = sa.select(queue.c.id, queue.c.place).where(queue.c.id.in_([job.id for job in waiting]))
+            return {job_id: int(number) for job_id, number in connection.execute(query)}
 
     # -------------------------------------------------------------------------------------------- writing
 
@@ -236,7 +259,7 @@ class Store:
         """
         with writing(self.engine) as connection:
             lock_for_transaction(connection, _CLAIM_LOCK)
-            job_id = _choose(connection, running, running_per_tenant)
+            job_id = choose_next(connection, running, running_per_tenant)
             if job_id is None:
                 return None
             moment = time.time()
@@ -257,25 +280,3 @@ class Store:
         for name in ("created_at", "started_at", "finished_at", "updated_at"):
             values[name] = None if values[name] is None else datetime.fromtimestamp(values[name], UTC)
         return Job(**values, directory=self._jobs_dir / row.id)
-
-
-def _choose(connection: Connection, running: int, running_per_tenant: int | None) -> str | None:
-    active = sa.select(jobs.c.tenant, sa.func.count()).where(jobs.c.status.in_(ACTIVE)).group_by(jobs.c.tenant)
-    running_of: dict[str, int] = {tenant: number for tenant, number in connection.execute(active)}
-    if sum(running_of.values()) >= running:
-        return None
-    served = sa.select(jobs.c.tenant, sa.func.max(jobs.c.started_at)).group_by(jobs.c.tenant)
-    served_at = {tenant: moment or 0.0 for tenant, moment in connection.execute(served)}
-    oldest = sa.select(jobs.c.tenant, sa.func.min(jobs.c.id)).where(jobs.c.status == "queued").group_by(jobs.c.tenant)
-    turns = [
-        (running_of.get(tenant, 0), served_at.get(tenant, 0.0), job_id)
-        for tenant, job_id in connection.execute(oldest)
-        if running_per_tenant is None or running_of.get(tenant, 0) < running_per_tenant
-    ]
-    return min(turns)[2] if turns else None
-
-
-def batches(values: Sequence[str], size: int = 500) -> Iterator[Sequence[str]]:
-    """Parts of a list, so that no statement holds too many parameters."""
-    for start in range(0, len(values), size):
-        yield values[start : start + size]

@@ -20,8 +20,8 @@ Records = list[tuple[int, str, dict[str, Any]]]
 Batch = tuple[Records, int]
 """Records, and the position behind them."""
 
-Read = Callable[[int], Batch]
-"""Reads a batch from a position; an empty one when there is no more for now."""
+Read = Callable[[int, bool], Batch]
+"""Reads a batch from a position; an empty one when there is no more for now. Told whether nothing can come any more."""
 
 _POLL_S = 0.25
 _ASK_EVERY, _PING_EVERY = 4, 60  # looks at the file between two questions to the database, and two signs of life
@@ -65,7 +65,7 @@ async def _follow(request: Request, read: Read, batch: Batch, ended: Callable[[]
 
 def _look(read: Read, position: int, ended: Callable[[], bool]) -> tuple[bool, Batch]:
     over = ended()  # asked before reading: what is written in between is not lost
-    return over, read(position)
+    return over, read(position, over)
 
 
 def _not_yet() -> bool:

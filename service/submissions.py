@@ -1,4 +1,4 @@
-"""What users do to jobs: submit, cancel, resume, delete; and rebuilding the database from the job directories.
+"""What users do to jobs: submit, cancel, resume, delete.
 
 Submitting with an idempotency key reserves the key, makes the directory, then adds the job and keeps the answer. A
 service that dies in between leaves a reservation that the next request with the same key takes over, with the same id:
@@ -8,8 +8,7 @@ a key never makes two jobs.
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,13 @@ from sqlalchemy.exc import IntegrityError
 
 from curator import storage
 from curator.errors import CuratorError, Superseded
-from curator.job_directory import JobDirectory, JobKind, JobRecord, Status, default_output, list_jobs, new_id, now
+from curator.job_directory import JobDirectory, JobKind, JobRecord, Status, default_output, new_id, now
 from service.admission import AdmittedSpec
 from service.database import lock_for_transaction, writing
 from service.problems import Problem
-from service.progress import fold
 from service.settings import Settings
 from service.store import Job, Store
-from service.tables import idempotency, jobs
+from service.tables import idempotency
 
 _RESERVATION_S = 30.0
 _INSERT_LOCK = 0x696E7365
@@ -43,8 +41,7 @@ class Submissions:
 
     def __init__(self, settings: Settings, store: Store) -> None:
         self._settings, self._store = settings, store
-        self._said: dict[str, str] = {}
-        self._agreed: dict[str, tuple[int, int]] = {}
+        self._said: set[str] = set()
 
     # -------------------------------------------------------------------------------------------- submitting
 
@@ -127,10 +124,11 @@ class Submissions:
         with writing(self._store.engine) as connection:
             connection.execute(idempotency.update().where(mine).values(answer=content))
 
-    def _check_room(self, tenant: str) -> None:
+    def _check_room(self, tenant: str, connection: Connection | None = None) -> None:
+        """Refuse one more job; within the transaction that adds it, refuse that one."""
         limits = ((None, self._settings.max_queued_jobs), (tenant, self._settings.tenant_queued_jobs))
         for whose, limit in limits:
-            if self._store.count(["queued"], tenant=whose) >= limit:
+            if self._store.count(["queued"], tenant=whose, connection=connection) >= limit + (connection is not None):
                 who = "the service has" if whose is None else "you have"
                 detail = f"{who} {limit} jobs waiting, as many as may wait; submit again when some have started"
                 raise Problem(429, "queue_full", detail, headers={"Retry-After": "30"})
@@ -140,9 +138,14 @@ class Submissions:
         JobDirectory(path).create(record)
         try:
             with writing(self._store.engine) as connection:
+                lock_for_transaction(connection, _INSERT_LOCK)
                 self._store.insert(connection, record)
+                self._check_room(record.tenant, connection)
         except IntegrityError:  # found by the watcher, or left by a service that died here
             pass
+        except Problem:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
         job = self._store.job(record.id)
         assert job is not None
         return job
@@ -197,9 +200,14 @@ class Submissions:
     def finish_deletions(self) -> None:
         """Complete what a service was deleting when it died."""
         for doomed in self._settings.jobs_dir.glob(_DELETED + "*"):
-            with writing(self._store.engine) as connection:
-                self._store.forget(connection, doomed.name.removeprefix(_DELETED))
-            self._bury(doomed)
+            try:
+                with writing(self._store.engine) as connection:
+                    self._store.forget(connection, doomed.name.removeprefix(_DELETED))
+                self._bury(doomed)
+            except (CuratorError, OSError) as error:  # such as an object store that is away: again next time
+                if str(error) not in self._said:
+                    self._said.add(str(error))
+                    _log.error("%s cannot be removed yet: %s", doomed, error)
 
     def _bury(self, doomed: Path) -> None:
         root = self._settings.output_root
@@ -218,68 +226,5 @@ class Submissions:
             JobDirectory(job.directory).advance(job.epoch, state, attempt=attempt)
         except Superseded:  # changed again since, and told by whoever did that
             _log.info("job %s has moved on from epoch %d", job.id, job.epoch)
-
-    # -------------------------------------------------------------------------------------------- rebuilding
-
-    def discover(self) -> list[str]:
-        """Add jobs whose directories are not in the database: made by `curator run --data-dir`, or before a loss."""
-        known, added = self._store.ids(), []
-        for directory in list_jobs(self._settings.data_dir):
-            if directory.path.name in known:
-                continue
-            try:
-                if self._index(directory):
-                    added.append(directory.path.name)
-            except IntegrityError:  # a request or another service has just added it
-                continue
-            except (CuratorError, OSError, ValueError, KeyError) as error:
-                if self._said.get(directory.path.name) != str(error):
-                    _log.error("job directory %s cannot be read and is left out: %s", directory.path, error)
-                self._said[directory.path.name] = str(error)
-        return added
-
-    def differing(self) -> Iterator[Job]:
-        """Jobs at rest of which directory and database say different things, by their epochs.
-
-        `curator run` has taken the job, the database is an old copy, or a service died between the two.
-        """
-        for job_id, epoch in self._store.at_rest():
-            events = JobDirectory(self._settings.jobs_dir / job_id).events
-            with suppress(OSError, ValueError, KeyError):
-                changed_ns = events.path.stat().st_mtime_ns
-                if self._agreed.get(job_id) == (changed_ns, epoch):
-                    continue
-                if events.last_epoch() == epoch:
-                    self._agreed[job_id] = (changed_ns, epoch)
-                elif (job := self._store.job(job_id)) is not None and job.epoch == epoch:
-                    yield job
-
-    def _index(self, directory: JobDirectory) -> bool:
-        record = directory.record()
-        events = [event for event, _ in directory.events.read(0, 1 << 62)]
-        if not events:  # its first event is still to be written
-            return False
-        changes = fold(events)
-        changes["event_offset"] = directory.events.offset_after(events[-1].id)
-        with writing(self._store.engine) as connection:
-            self._store.insert(connection, record, **changes)
-            if record.idempotency_key is not None:
-                self._restore_key(connection, record)
-        return True
-
-    def _restore_key(self, connection: Connection, record: JobRecord) -> None:
-        mine = (idempotency.c.tenant == record.tenant) & (idempotency.c.key == record.idempotency_key)
-        if connection.execute(sa.select(idempotency).where(mine)).one_or_none() is None:
-            connection.execute(
-                idempotency.insert().values(
-                    tenant=record.tenant, key=record.idempotency_key, body_sha256=record.body_sha256,
-                    job_id=record.id, reserved_at=0.0,
-                )
-            )  # fmt: skip
-
-    def reindex(self) -> int:
-        """Forget all jobs and read them back from their directories; keys and sessions stay. Returns their number."""
-        with writing(self._store.engine) as connection:
-            connection.execute(jobs.delete())
-            connection.execute(idempotency.delete())
-        return len(self.discover())
+        except (CuratorError, OSError) as error:  # the change stands in the database; the watcher writes it down later
+            _log.error("job %s: %s", job.id, error)

@@ -33,6 +33,7 @@ jobs = sa.Table(
     sa.Column("event_offset", sa.BigInteger, nullable=False, server_default="0"),
     sa.Index("jobs_of_tenant", "tenant", "id"),
     sa.Index("jobs_by_status", "status", "id"),
+    sa.Index("jobs_waiting", "tenant", "status", "id"),
 )
 
 idempotency = sa.Table(

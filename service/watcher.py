@@ -16,11 +16,10 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-import sqlalchemy as sa
-
-from curator.errors import CuratorError, OutputError, Superseded
-from curator.job_directory import ACTIVE, TERMINAL, JobDirectory, Status
+from curator.errors import CuratorError, Superseded
+from curator.job_directory import ACTIVE, JobDirectory, Status
 from curator.job_runner import conclude
+from service.discovery import Discovery
 from service.launcher import Launcher
 from service.metrics import Metrics
 from service.problems import Problem
@@ -28,12 +27,16 @@ from service.progress import fold, has_published
 from service.settings import Settings
 from service.store import TRANSITIONS, Job, Store
 from service.submissions import Submissions
+from service.uploads import clear_abandoned
 
 _ROUND_S = 0.3
 _DISCOVER_S = 3.0
 _RETENTION_S = 60.0
+_UPLOADS_S = 600.0
+_START_AGAIN_S = 5.0
+_RETIRED_AT_ONCE = 100
 _LEASE_S = 15.0
-_FORCE_AFTER_S = 4.0
+_FORCE_AFTER_S = 6.0
 _EVENTS_AT_ONCE = 1000
 _log = logging.getLogger("curator.service")
 
@@ -46,17 +49,19 @@ class Watcher:
         settings: Settings,
         store: Store,
         submissions: Submissions,
+        discovery: Discovery,
         launcher: Launcher,
         metrics: Metrics,
         on_change: Callable[[str], None],
     ) -> None:
         self._settings, self._store, self._submissions, self._launcher = settings, store, submissions, launcher
-        self._metrics, self._on_change = metrics, on_change
+        self._discovery, self._metrics, self._on_change = discovery, metrics, on_change
         self._owner = f"{platform.node()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._stopping: dict[str, float] = {}
         self._due: dict[str, float] = {}
         self._said: dict[str, str] = {}
         self._ended = threading.Event()
+        self._start_after_s = 0.0
         self._thread = threading.Thread(target=self._work, name="watcher", daemon=True)
         self.last_round_s = time.monotonic()
 
@@ -86,6 +91,7 @@ class Watcher:
         """Look after everything once."""
         self._now_and_then(_DISCOVER_S, self._discover)
         self._now_and_then(_RETENTION_S, self._retire)
+        self._now_and_then(_UPLOADS_S, self._clear_uploads)
         mine = self._held()
         self._now_and_then(_LEASE_S / 3, lambda: self._renew(mine))
         for job in mine:
@@ -99,18 +105,16 @@ class Watcher:
             self._said.pop(job.id, None)
         except Superseded:  # a user or another service has changed it just now; the next round sees how
             return
-        except (FileNotFoundError, ValueError, KeyError, OutputError) as error:
+        except Exception as error:
             self._say_once(job, error)
-            if job.status in ACTIVE:
+            if _is_the_jobs_own(error) and job.status in ACTIVE:
                 self._launcher.stop(job)
                 self._fail(job, f"the job's directory is damaged: {error}")
-        except (OSError, RuntimeError, sa.exc.SQLAlchemyError) as error:  # for a moment: the next round tries again
-            self._say_once(job, error)
 
     def _say_once(self, job: Job, error: Exception) -> None:
         if self._said.get(job.id) != str(error):
             self._said[job.id] = str(error)
-            _log.error("job %s: %s", job.id, error)
+            _log.error("job %s: %s", job.id, error, extra=_names(job))
 
     def _now_and_then(self, interval_s: float, work: Callable[[], None]) -> None:
         moment = time.monotonic()
@@ -122,10 +126,10 @@ class Watcher:
 
     def _discover(self) -> None:
         self._submissions.finish_deletions()
-        for job_id in self._submissions.discover():
+        for job_id in self._discovery.discover():
             _log.info("job %s was found in its directory", job_id)
             self._on_change(job_id)
-        for job in self._submissions.differing():
+        for job in self._discovery.differing():
             self._attempt(self._agree, job)
 
     def _agree(self, job: Job) -> None:
@@ -157,20 +161,30 @@ class Watcher:
         if mine:
             self._store.renew(self._owner, [job.id for job in mine], time.time() + _LEASE_S)
 
+    def _clear_uploads(self) -> None:
+        clear_abandoned(self._settings)
+
     def _retire(self) -> None:
         days = self._settings.retention_days
         if days is None:
             return
-        for job in self._store.in_states(TERMINAL):
-            if job.updated_at.timestamp() < time.time() - days * 86400:
-                _log.info("job %s is older than %g days and is deleted", job.id, days)
-                with suppress(Problem):  # it has just been resumed
-                    self._submissions.delete(job)
+        for job in self._store.ended_before(time.time() - days * 86400, _RETIRED_AT_ONCE):
+            _log.info("job %s is older than %g days and is deleted", job.id, days, extra=_names(job))
+            try:
+                self._submissions.delete(job)
+            except Problem:  # it has just been resumed
+                continue
+            except (CuratorError, OSError) as error:  # the others are not to wait for it
+                self._say_once(job, error)
 
     # -------------------------------------------------------------------------------------------- starting
 
     def _start_jobs(self) -> None:
-        if not self._settings.max_running_jobs or not self._store.count(["queued"]):
+        if time.monotonic() < self._start_after_s or not self._settings.max_running_jobs:
+            return
+        if not self._settings.jobs_dir.exists():  # a disk that is away is no fault of the jobs
+            return
+        if not self._store.count(["queued"]):
             return  # asked first without a lock: claiming takes one
         while job := self._store.claim(
             self._owner, time.time() + _LEASE_S, self._settings.max_running_jobs, self._settings.tenant_running_jobs
@@ -183,9 +197,23 @@ class Watcher:
                 self._launcher.start(job)
             except Superseded:
                 continue
-            except (CuratorError, OSError, RuntimeError) as error:
-                _log.exception("job %s cannot be started", job.id)
-                self._fail(job, f"the job's driver cannot be started: {error}")
+            except Exception as error:
+                _log.exception("job %s cannot be started", job.id, extra=_names(job))
+                if _is_the_jobs_own(error):
+                    self._fail(job, f"the job's driver cannot be started: {error}")
+                    continue
+                self._postpone(job)
+                return
+
+    def _postpone(self, job: Job) -> None:
+        """Put a job back for which the machine or the cluster had no room now: that must not fail the whole queue."""
+        self._start_after_s = time.monotonic() + _START_AGAIN_S
+        changed = self._store.move(job, "queued", epoch=job.epoch + 1, owner=None, lease_until=None)
+        if changed is not None:
+            state = {"status": "queued", "reason": "the driver could not be started now; the service tries again"}
+            with suppress(CuratorError, OSError):  # else `_agree` does it later
+                JobDirectory(job.directory).advance(changed.epoch, state)
+            self._on_change(job.id)
 
     # -------------------------------------------------------------------------------------------- following
 
@@ -222,6 +250,9 @@ class Watcher:
             if moved is None:
                 raise Superseded(f"job {job.id} has just been changed")
             job = moved
+            for event, _ in found:
+                if event.type == "stage" and event.data.get("state") == "finished":
+                    self._metrics.stage_finished(event.data["shards"])
             if job.terminal:
                 self._metrics.job_ended(job)
             self._on_change(job.id)
@@ -238,7 +269,7 @@ class Watcher:
                 job, f"the job's driver died {relaunches} times in a row without getting further; its log says more"
             )
             return
-        _log.warning("job %s: its driver has died or fallen silent; it is started again", job.id)
+        _log.warning("job %s: its driver has died or fallen silent; it is started again", job.id, extra=_names(job))
         changed = self._store.move(
             job, "queued", epoch=job.epoch + 1, relaunches=relaunches, progress=None, owner=None, lease_until=None
         )
@@ -276,3 +307,14 @@ class Watcher:
         del self._stopping[job.id]
         directory.append(job.epoch, "state", conclude(directory.record()))
         self._follow(job)
+
+
+def _names(job: Job) -> dict[str, object]:
+    """What a line of the log carries of a job."""
+    return {"job": job.id, "attempt": job.attempt}
+
+
+def _is_the_jobs_own(error: Exception) -> bool:
+    """Whether an error is of this job's own directory, which is damaged or gone, and no outage that will pass."""
+    causes = (error, error.__cause__)
+    return any(isinstance(cause, FileNotFoundError | NotADirectoryError | ValueError | KeyError) for cause in causes)

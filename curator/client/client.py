@@ -21,6 +21,7 @@ from curator.client.connection import Connection
 from curator.client.download import Download, Downloader
 from curator.client.fetch import OnProgress
 from curator.client.follow import Numbered, follow
+from curator.client.names import plain_name
 from curator.client.records import Estimate, Identity, JobEvent, LogLine, RemoteJob, RemoteShard, RemoteUpload
 from curator.client.specs import Spec, encode_spec
 from curator.errors import ServerError
@@ -126,7 +127,8 @@ class Client:
 
     def wait(self, job_id: str, timeout_s: float | None = None) -> RemoteJob:
         """Wait until a job is over, well or not; a ServerError when it is not after `timeout_s`."""
-        *_, job = self.watch(job_id, timeout_s)
+        for job in self.watch(job_id, timeout_s):  # noqa: B007 - the last one counts; the others are not kept
+            pass
         if not job.finished:
             raise ServerError(f"job {job_id} is still {job.status} after {timeout_s} s; it goes on, wait longer")
         return job
@@ -219,19 +221,23 @@ class Client:
         return read_pages(self._connection, RemoteUpload, "/uploads", {})
 
     def upload(self, path: str | Path) -> RemoteUpload:
-        """Send a file, for a spec to name as its corpus; one with its name and bytes is used again."""
+        """Send a file, for a spec to name as its corpus; one with its name and bytes is used again.
+
+        The service's name of it is the file's own, in plain letters: `données (2).jsonl` becomes `donnees_2_.jsonl`.
+        """
         file = Path(path)
+        filename = plain_name(file.name)
         with explained("read", str(file)), file.open("rb") as content:
             digest = hashlib.file_digest(content, "sha256")
         for upload in self.uploads():
-            if (upload.filename, upload.sha256) == (file.name, digest.hexdigest()):
+            if (upload.filename, upload.sha256) == (filename, digest.hexdigest()):
                 return upload
         headers = {
             "Content-Type": "application/octet-stream",
             "Repr-Digest": f"sha-256=:{base64.b64encode(digest.digest()).decode()}:",
         }
         return self._ask(
-            RemoteUpload, "POST", "/uploads", params={"filename": file.name}, headers=headers, content=file
+            RemoteUpload, "POST", "/uploads", params={"filename": filename}, headers=headers, content=file
         )
 
     def _ask(self, kind: type[Record], method: str, path: str, **request: Any) -> Record:

@@ -140,7 +140,7 @@ def _shards_done(progress: JobProgress) -> float:
 
 def make_display(console: Console | None = None) -> Display:
     """Bars on a terminal, plain lines otherwise; both on standard error."""
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, emoji=False)
     return JobBars(console) if console.is_terminal else JobLines(console)
 
 

@@ -11,6 +11,7 @@ Invariant: a text whose meaning is not known is refused, so that a new field of 
 """
 
 from service.admission.body import read_json_body
+from service.admission.places import overlaps
 from service.admission.specs import AdmittedSpec, admit
 
-__all__ = ["AdmittedSpec", "admit", "read_json_body"]
+__all__ = ["AdmittedSpec", "admit", "overlaps", "read_json_body"]

@@ -11,15 +11,19 @@ that lies inside the data directory opens what is under it, but never the folder
 import os
 import re
 import stat
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
+from fsspec.implementations.local import LocalFileSystem
+
+from curator import storage
 from curator.errors import StorageError
 from curator.job_directory import JOB_ID_PATTERN
 from curator.places import filesystem
-from service.admission.refusals import Refused, quote
+from service.admission.refusals import Refused, TooWide, quote
 from service.admission.spelling import REMOTE, check_glob, check_spelling, fixed_folder, has_marks
 from service.settings import Settings
 
@@ -27,6 +31,8 @@ Access = Literal["files", "folder", "write"]
 """`files` may be a glob and may be uploads; `folder` is to read, too: a model, a data set."""
 
 _MOST_ENTRIES = 20_000
+_MOST_VISITED = 100_000
+_LONGEST_WALK_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,8 @@ class Places:
             return access != "write" and bool(re.match(JOB_ID_PATTERN, job_id)) and self.owns_job(job_id)
         if _inside(real, self.uploads_dir):
             return access == "files" and _inside(real, self.own_uploads)
+        if access == "write" and any(_inside(own, real) for own in (self.data_dir, self.jobs_dir, self.uploads_dir)):
+            return False  # it holds what is the service's own
         in_data_dir = _inside(real, self.data_dir)
         return any(
             _inside(real, root)
@@ -154,10 +162,52 @@ def _check_ordinary(path: str) -> None:
         raise Refused(f"{quote(path)} is neither a file nor a folder; name one")
 
 
+def overlaps(output: str, others: Iterable[str]) -> str | None:
+    """The first of other jobs' outputs that is this one, lies in it or holds it; None if all are apart from it.
+
+    By whole path segments; on this machine, by where symbolic links lead.
+    """
+    place = _real_place(output)
+    for other in others:
+        there = _real_place(other)
+        if _inside(place, there) or _inside(there, place):
+            return other
+    return None
+
+
+def _real_place(uri: str) -> str:
+    path = storage.local_path(uri)
+    return uri.rstrip("/") if path is None else os.path.realpath(path.expanduser())
+
+
+# ------------------------------------------------------------------------------------------------ globs
+
+
+class _BoundedFiles(LocalFileSystem):  # type: ignore[misc]  # fsspec has no types
+    """Local files that can be looked at so often and for so long, then raise TooWide."""
+
+    cachable = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._visited, self._until = 0, time.monotonic() + _LONGEST_WALK_S
+
+    def info(self, path: Any, **options: Any) -> Any:
+        self._visited += 1
+        if self._visited > _MOST_VISITED or time.monotonic() > self._until:
+            raise TooWide
+        return super().info(path, **options)
+
+
 def _match(glob: str) -> list[str]:
     """What a glob matches now, symbolic links too: readers differ in whether they follow those."""
     try:
-        fs, path = filesystem(glob)
-        return list(fs.glob(path))
+        _, path = filesystem(glob)
+        return list(_BoundedFiles().glob(path))
+    except TooWide:
+        raise TooWide(
+            f"{quote(glob)} has more than {_MOST_VISITED:,} files and folders to look through, or they are slow to "
+            "list; narrow it: begin further down, or without **"
+        ) from None
     except (StorageError, OSError, ValueError, re.error) as error:
         raise Refused(f"the files of {quote(glob)} cannot be listed; correct the pattern") from error

@@ -11,6 +11,10 @@ class Refused(Exception):
     """One value is not allowed; the message says the problem, the value where that is harmless, and the remedy."""
 
 
+class TooWide(Exception):
+    """A pattern for which more would have to be looked at than a request may; the message is as a refusal's."""
+
+
 def quote(value: str) -> str:
     """A value for a message: shortened, on one line, without what may be a secret."""
     text = repr(hide_secrets(value))

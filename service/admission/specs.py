@@ -33,7 +33,7 @@ from service.admission.models import (
     text_or_none,
 )
 from service.admission.places import Places
-from service.admission.refusals import Refused, hide_secrets
+from service.admission.refusals import Refused, TooWide, hide_secrets
 from service.problems import Problem
 from service.settings import Settings
 from service.uploads import UPLOAD_URI, tenant_folder
@@ -84,7 +84,8 @@ def admit(
         kind: what the spec is of.
 
     Raises:
-        Problem: 403 `not_allowed` for places, models, hosts and settings of the cluster; 422 `invalid_spec` otherwise.
+        Problem: 403 `not_allowed` for places, models, hosts and settings of the cluster; 422 `too_wide` for a glob with
+            too much to look through; 422 `invalid_spec` otherwise.
     """
     places = Places.of(settings, tenant_folder(settings, tenant), owns_job)
     judge = _Judge(settings, places, job_output, partial(find_upload, tenant))
@@ -126,6 +127,9 @@ class _Judge:
                     self._judged.add((path, repr(value)))
             except Refused as refusal:
                 self._faults.append({"path": found.label, "message": hide_secrets(str(refusal))})
+            except TooWide as error:  # at once: the next pattern would take as long again
+                faults = [{"path": found.label, "message": hide_secrets(str(error))}]
+                raise Problem(422, "too_wide", _summary(faults), errors=faults) from error
 
     def refuse(self) -> None:
         """Raise Problem 403 if anything was refused."""

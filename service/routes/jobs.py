@@ -15,32 +15,25 @@ from service.admission import AdmittedSpec, admit, read_json_body
 from service.auth import Principal, Reader, Writer
 from service.context import Context, Services, find_job
 from service.dry_run import dry_run
+from service.ids import known_form
 from service.models import EstimateModel, JobModel, Page, job_model
 from service.openapi import SPEC_BODY
-from service.problems import Problem, responses
+from service.problems import responses
 from service.store import Job
 from service.uploads import find_upload
 
 router = APIRouter(tags=["jobs"])
 
-JobId = Annotated[str, Path(pattern=JOB_ID_PATTERN, description="a job's id")]
+JobId = Annotated[
+    str, Path(json_schema_extra={"pattern": JOB_ID_PATTERN}, description="a job's id"), known_form("job", JOB_ID_PATTERN)
+]
 Kind = Annotated[JobKind, Query(description="what the body is: a curation spec, or the spec of train-reference")]
 _LEAST_LOOK_S = 5.0
-_MAX_BODY_BYTES = 1 << 20
+_LONGEST_WAIT_S = 60.0
 _LOCATION = {"description": "path of the job", "schema": {"type": "string"}}
 _ETAG = {"description": "changes whenever the job does", "schema": {"type": "string"}}
 _QUEUED: dict[str, Any] = {"description": "the job, queued", "headers": {"Location": _LOCATION}}
 _JOB: dict[str, Any] = {"description": "the job", "headers": {"Location": _LOCATION, "ETag": _ETAG}}
-
-
-async def read_body(request: Request) -> bytes:
-    """The body, refused as soon as it grows too large."""
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > _MAX_BODY_BYTES:
-            raise Problem(413, "too_large", f"the body has more than {_MAX_BODY_BYTES:,} bytes, a spec's limit")
-    return bytes(body)
 
 
 def _admit(context: Services, principal: Principal, body: bytes, kind: JobKind, output: str) -> AdmittedSpec:
@@ -57,7 +50,12 @@ def _admit(context: Services, principal: Principal, body: bytes, kind: JobKind, 
 
 def show(context: Services, job: Job) -> JobModel:
     """A job as the API shows it."""
-    return job_model(job, context.store.waiting_before(job) if job.status == "queued" else None)
+    return job_model(job, context.store.queue_positions([job]).get(job.id))
+
+
+def _names(header: str, etag: str) -> bool:
+    """Whether an If-None-Match names this version; `*` names any."""
+    return header.strip() == "*" or etag in header
 
 
 def _etag(job: JobModel, version: int) -> str:
@@ -85,7 +83,7 @@ async def submit_job(
     ] = None,
 ) -> Response:
     """Queue a job. The body is the spec; `output` may be left out, then the dataset is kept with the job."""
-    body = await read_body(request)
+    body = await request.body()
 
     def submit() -> Response:
         digest = hashlib.sha256(kind.encode() + b"\0" + body).hexdigest()
@@ -112,7 +110,7 @@ async def validate_job(
     plan: Annotated[bool, Query(description="also plan and measure; false checks the spec alone, at once")] = True,
 ) -> EstimateModel:
     """Check a spec and say what the job would take. Nothing is kept."""
-    body = await read_body(request)
+    body = await request.body()
     output = str(context.settings.jobs_dir / "job_validate" / "output")
     admitted = await run_in_threadpool(_admit, context, principal, body, kind, output)
     if kind != "curate":
@@ -136,7 +134,8 @@ def list_jobs(
     found = context.store.page(
         principal.tenant, status=status, kind=kind, name=name, before=cursor, limit=limit + 1
     )  # fmt: skip
-    shown = [show(context, job) for job in found[:limit]]
+    places = context.store.queue_positions(found[:limit])
+    shown = [job_model(job, places.get(job.id)) for job in found[:limit]]
     more = len(found) > limit
     return Page(data=shown, has_more=more, next_cursor=shown[-1].id if more else None)
 
@@ -150,11 +149,11 @@ async def get_job(
     request: Request,
     context: Context,
     principal: Reader,
-    wait: Annotated[float, Query(ge=0, le=60, description="seconds to wait for a change")] = 0,
+    wait: Annotated[float, Query(ge=0, le=3600, description="seconds to wait for a change, at most 60 at once")] = 0,
     if_none_match: Annotated[str | None, Header(description="the ETag that you have")] = None,
 ) -> Response:
     """A job. With `wait`, answers when it has changed (from what If-None-Match names), or has ended, or time is up."""
-    deadline = asyncio.get_running_loop().time() + wait
+    deadline = asyncio.get_running_loop().time() + min(wait, _LONGEST_WAIT_S)
 
     def look() -> tuple[Job, Response]:
         job = find_job(context, principal, job_id)
@@ -163,7 +162,7 @@ async def get_job(
     with context.changes.of(job_id) as changed:
         job, answer = await run_in_threadpool(look)
         known = if_none_match or (answer.headers["etag"] if wait else "")
-        while not job.terminal and answer.headers["etag"] in known:
+        while not job.terminal and _names(known, answer.headers["etag"]):
             left = deadline - asyncio.get_running_loop().time()
             if left <= 0 or await request.is_disconnected():
                 break
@@ -171,7 +170,7 @@ async def get_job(
                 await asyncio.wait_for(changed.wait(), min(left, _LEAST_LOOK_S))
             changed.clear()
             job, answer = await run_in_threadpool(look)
-    if if_none_match is not None and answer.headers["etag"] in if_none_match:
+    if if_none_match is not None and _names(if_none_match, answer.headers["etag"]):
         return Response(status_code=304, headers={"ETag": answer.headers["etag"], "Cache-Control": "no-cache, private"})
     return answer
 

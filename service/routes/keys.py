@@ -7,11 +7,15 @@ from fastapi import APIRouter, Path, Response
 
 from service.auth import Admin, Reader
 from service.context import Context
+from service.ids import known_form
 from service.models import CreatedKeyModel, KeyModel, MeModel, NewKeyModel, Page, key_model
 from service.problems import Problem, responses
 
 router = APIRouter(tags=["keys"])
-KeyId = Annotated[str, Path(pattern=r"^[a-z2-7]{8}$", description="a key's id")]
+_KEY_ID_PATTERN = r"^[a-z2-7]{8}$"
+KeyId = Annotated[
+    str, Path(json_schema_extra={"pattern": _KEY_ID_PATTERN}, description="a key's id"), known_form("key", _KEY_ID_PATTERN)
+]
 
 
 @router.get("/me", operation_id="whoami", responses=responses(401, 403, 429))

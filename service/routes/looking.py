@@ -1,7 +1,7 @@
 """Look at a job's dataset while it is made and afterwards: documents, histograms, faults, funnel, report.
 
 Thin over `curator.inspection`, which reads the dataset's own folder: before anything is published the answers are
-empty, never errors.
+empty, never errors; and so they are for a dataset that is not the job's own.
 """
 
 import base64
@@ -15,12 +15,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Response
 
 from curator import inspection, storage
-from curator.errors import CuratorError
 from curator.inspection import Faults, Funnel, Histograms, Preview, Selection
 from curator.job import Job as CurationJob
 from curator.manifest import REPORT
 from service.auth import Reader
 from service.context import Context, find_job
+from service.datasets import explained, has_dataset, open_dataset
 from service.problems import Problem, responses
 from service.routes.jobs import JobId
 from service.store import Job
@@ -28,7 +28,7 @@ from service.store import Job
 router = APIRouter(tags=["looking"])
 
 _NO_STORE = {"Cache-Control": "no-store"}
-_REFUSALS = responses(401, 403, 404, 409, 422, 429)
+_REFUSALS = responses(401, 403, 404, 409, 422, 429, 503)
 _HTML: dict[int | str, dict[str, Any]] = {
     200: {"description": "the report", "content": {"text/html": {"schema": {"type": "string"}}}}
 }
@@ -94,8 +94,8 @@ def get_report(job_id: JobId, context: Context, principal: Reader) -> Response:
     """The dataset's report: one HTML page, which browsers keep away from everything else of this service."""
     job = find_job(context, principal, job_id)
     uri = storage.join(job.output, REPORT)
-    with _explained():
-        if not storage.exists(uri):
+    with explained():
+        if not (has_dataset(job) and storage.exists(uri)):
             raise Problem(
                 404, "no_report", f"job {job.id} has no report (its status is {job.status}); wait for its end"
             )
@@ -120,14 +120,6 @@ def report_policy() -> str:
 
 @contextmanager
 def _opened(job: Job) -> Iterator[CurationJob | None]:
-    """The job as the library sees it; None while there is nothing to look at, and for a reference's training."""
-    with _explained():
-        yield inspection.open_job(job.output) if job.kind == "curate" else None
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    try:
-        yield
-    except (CuratorError, OSError) as error:  # also what was removed while it was read
-        raise Problem(409, "unreadable_output", f"the job's output cannot be read: {error}") from error
+    """The job as the library sees it; None while there is nothing to look at."""
+    with explained():
+        yield open_dataset(job)

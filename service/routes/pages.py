@@ -15,10 +15,11 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from curator.errors import CuratorError
-from curator.inspection import Funnel, open_job, read_funnel
+from curator.inspection import Funnel, read_funnel
 from curator.job_directory import JOB_ID_PATTERN
 from service.auth import SESSION_COOKIE, Principal, Reader, close_session, csrf_token, open_session, session_principal
 from service.context import Context, Services, find_job
+from service.datasets import open_dataset
 from service.problems import Problem
 from service.store import Job
 from service.ui import examples
@@ -250,10 +251,8 @@ def _missing(request: Request, principal: Principal) -> Response:
 
 def _read_funnel(job: Job) -> Funnel | None:
     """Counts from receipts; None where they cannot be read now, as when the output's store is away."""
-    if job.kind != "curate":
-        return None
     try:
-        opened = open_job(job.output)
+        opened = open_dataset(job)
         return None if opened is None else read_funnel(opened)
     except (CuratorError, OSError):
         return None

@@ -1,12 +1,10 @@
 """Fetch a dataset, finished or not: its manifest, the list of its published shards, and each shard's bytes.
 
 Receipts are the source, so a shard can be fetched from the moment it is published, and what is sent is what its
-receipt says or nothing.
+receipt says or nothing. A dataset in the job's output that is not the job's own is no dataset here.
 """
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from typing import Annotated, Any
 
@@ -14,12 +12,11 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from curator import storage
-from curator.errors import CuratorError, StorageError
-from curator.inspection import open_job
 from curator.manifest import MANIFEST, CuratedReceipt, Manifest, ShardFolder
 from curator.partial import PartialManifest, list_published, partial_manifest, read_shard
 from service.auth import Reader
 from service.context import Context, find_job
+from service.datasets import explained, has_dataset, open_dataset
 from service.downloads import Accelerator, etag_of, file_responses, is_not_modified, respond
 from service.models import Page
 from service.problems import Problem, responses
@@ -67,7 +64,7 @@ class ShardModel(BaseModel):
 def get_manifest(job_id: JobId, request: Request, context: Context, principal: Reader) -> Response:
     """The finished dataset's `manifest.json` as it is stored; before that, what is published (`complete: false`)."""
     job = find_job(context, principal, job_id)
-    with _explained():
+    with explained():
         content = _read_manifest(job)
     etag = etag_of(hashlib.sha256(content).hexdigest())
     headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
@@ -80,9 +77,9 @@ def _read_manifest(job: Job) -> bytes:
     if job.kind != "curate":
         raise Problem(404, "no_dataset", f"job {job.id} trains a reference and makes no dataset; see its `output`")
     uri = storage.join(job.output, MANIFEST)
-    if storage.exists(uri):
+    if has_dataset(job) and storage.exists(uri):
         return storage.read_bytes(uri)
-    opened = open_job(job.output)
+    opened = open_dataset(job)
     if opened is None:
         detail = f"job {job.id} has no dataset yet: it is {job.status} and not planned; ask again when it has begun"
         raise Problem(404, "not_planned", detail)
@@ -106,7 +103,7 @@ def list_shards(
     """The shards that are published at this moment, by number; more may follow while the job runs."""
     job = find_job(context, principal, job_id)
     response.headers["Cache-Control"] = "no-store"
-    with _explained():
+    with explained():
         folder, versions = _list_versions(job)
         after = -1 if cursor is None else cursor
         found = list(islice(((n, version) for n, version in versions.items() if n > after), limit + 1))
@@ -117,10 +114,9 @@ def list_shards(
 
 def _list_versions(job: Job) -> tuple[ShardFolder, dict[int, str]]:
     folders = [ShardFolder(root=job.output, name=name) for name in _FOLDERS]
-    if job.kind == "curate":
-        for folder in folders:
-            if versions := list_published(folder):
-                return folder, versions
+    for folder in folders if has_dataset(job) else ():
+        if versions := list_published(folder):
+            return folder, versions
     return folders[0], {}
 
 
@@ -147,7 +143,7 @@ def get_shard(
 ) -> Response:
     """A published shard's bytes: a parquet file whose sha256 is the ETag, whole or a part of it."""
     job = find_job(context, principal, job_id)
-    with _explained():
+    with explained():
         file = _find_shard(job, number)
     settings = context.settings
     return respond(
@@ -161,7 +157,7 @@ def get_shard(
 
 
 def _find_shard(job: Job, number: int) -> StoredFile:
-    for name in _FOLDERS if job.kind == "curate" else ():
+    for name in _FOLDERS if has_dataset(job) else ():
         folder = ShardFolder(root=job.output, name=name)
         uri = storage.join(folder.root, folder.receipt_file(number))
         if storage.exists(uri):
@@ -171,16 +167,3 @@ def _find_shard(job: Job, number: int) -> StoredFile:
             return StoredFile(folder.uri(number), receipt.sha256, receipt.bytes, recorded_ns)
     detail = f"shard {number} of job {job.id} is not published (the job is {job.status}); GET .../shards lists those"
     raise Problem(404, "no_shard", f"{detail} that are")
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    try:
-        yield
-    except StorageError as error:
-        headers = {"Retry-After": "10"}
-        raise Problem(
-            503, "storage_unavailable", f"the job's output cannot be read now: {error}", headers=headers
-        ) from error
-    except CuratorError as error:
-        raise Problem(409, "unreadable_output", f"the job's output cannot be read: {error}") from error

@@ -35,6 +35,7 @@ from service.uploads import (
 router = APIRouter(tags=["uploads"])
 
 _BLOCK_BYTES = 1 << 20
+_PAGE_JOBS = 500
 _BODY = {
     "requestBody": {
         "required": True,
@@ -168,8 +169,13 @@ async def _blocks(request: Request) -> AsyncIterator[bytes]:
 
 def _in_use(context: Services, principal: Principal, file: Path) -> bool:
     """Whether a job of the tenant that has not ended reads this file."""
-    alive = frozenset(status for status in TRANSITIONS if status not in TERMINAL)
-    return any(job.tenant == principal.tenant and _reads(job.spec, file) for job in context.store.in_states(alive))
+    alive = [status for status in TRANSITIONS if status not in TERMINAL]
+    before: str | None = None
+    while jobs := context.store.page(principal.tenant, status=alive, before=before, limit=_PAGE_JOBS):
+        if any(_reads(job.spec, file) for job in jobs):
+            return True
+        before = jobs[-1].id
+    return False
 
 
 def _reads(spec: object, file: Path) -> bool:

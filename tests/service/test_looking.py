@@ -71,7 +71,7 @@ class Desk:
         if lines is not None:
             corpus.write_bytes(b"".join(lines))
             finish(spec)
-        assert self.services.submissions.discover() == [job_id]
+        assert self.services.discovery.discover() == [job_id]
         return job_id
 
     def get(self, job_id: str, what: str, tenant: str = "mine", **params: Any) -> Any:

@@ -63,7 +63,8 @@ def run_schemathesis(
     command = [
         str(Path(sys.executable).with_name("schemathesis")), "--config-file", "schemathesis.toml", "run",
         "openapi.json", "--url", service.url, "-H", f"Authorization: Bearer {service.key}", "--no-color",
-        "--generation-database", "none", "--request-timeout", "30", "--continue-on-failure", *options,
+        "--generation-database", "none", "--request-timeout", "30", "--continue-on-failure", "-n", str(EXAMPLES),
+        *(() if SOAK else ("--seed", "1")), *options,
     ]  # fmt: skip
     done = subprocess.run(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=LONGEST_S
@@ -74,8 +75,7 @@ def run_schemathesis(
 def test_the_service_keeps_to_its_document(start: Callable[..., Any], service_corpus: Path, tmp_path: Path) -> None:
     service = start(**ROOMY)
     document = fetch_document(service, service_corpus)
-    seed = () if SOAK else ("--seed", "1")
-    code, printed = run_schemathesis(service, document, tmp_path, CONFIGURATION, "-n", str(EXAMPLES), *seed)
+    code, printed = run_schemathesis(service, document, tmp_path, CONFIGURATION)
     assert code == 0, printed
     number = sum(len(methods) for methods in document["paths"].values())
     assert f"Tested: {number}" in re.sub(r" +", " ", printed), printed
@@ -105,7 +105,7 @@ checks.positive_data_acceptance.expected-statuses = ["2xx", "3xx", 401, 403, 404
 "query.wait" = 0
 """
     reading = ("--include-method", "GET", "--exclude-path-regex", "^(?!/v1/jobs/)")
-    code, printed = run_schemathesis(service, document, tmp_path, pinned, "-n", str(EXAMPLES), *reading)
+    code, printed = run_schemathesis(service, document, tmp_path, pinned, *reading)
     assert code == 0, printed
     assert "404" not in printed, printed  # the warning of operations that found nothing
     assert not any("unexpected error" in line for line in service.log)

@@ -81,7 +81,7 @@ class Desk:
                 output=output or spec["output"]["uri"], created_at=now(),
             )
         )  # fmt: skip
-        assert self.services.submissions.discover() == [job_id]
+        assert self.services.discovery.discover() == [job_id]
         return job_id
 
     def host(self, spec: dict[str, Any]) -> Hosted:

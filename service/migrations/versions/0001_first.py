@@ -49,6 +49,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index("jobs_by_status", "jobs", ["status", "id"], unique=False)
+    op.create_index("jobs_waiting", "jobs", ["tenant", "status", "id"], unique=False)
     op.create_index("jobs_of_tenant", "jobs", ["tenant", "id"], unique=False)
     op.create_table(
         "keys",
@@ -79,6 +80,7 @@ def downgrade() -> None:
     """Drop them."""
     op.drop_table("sessions")
     op.drop_table("keys")
+    op.drop_index("jobs_waiting", table_name="jobs")
     op.drop_index("jobs_of_tenant", table_name="jobs")
     op.drop_index("jobs_by_status", table_name="jobs")
     op.drop_table("jobs")

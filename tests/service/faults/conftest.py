@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 import time
@@ -17,8 +16,6 @@ import pytest
 import yaml
 
 from curator import read_manifest, verify
-
-SOAK = bool(os.environ.get("CURATOR_SOAK"))
 
 
 def marked(job_id: str) -> list[psutil.Process]:

@@ -30,6 +30,10 @@ def signal_all(processes: list[psutil.Process], number: signal.Signals) -> None:
             continue
 
 
+def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
 def test_a_service_killed_at_random_moments_loses_nothing(
     start: Any, job_spec: Any, files_of: Any, undisturbed: list[str]
 ) -> None:
@@ -55,22 +59,30 @@ def test_a_service_killed_at_random_moments_loses_nothing(
         assert {job["id"] for job in client.get("/v1/jobs").json()["data"]} == set(jobs)
 
 
-def test_a_killed_driver_is_started_again(start: Any, job_spec: Any, files_of: Any, processes_of: Any) -> None:
-    """First the driver alone, whose cluster must not stay behind; then everything that belongs to the job."""
-    service = start()
+def test_a_killed_or_stopped_driver_is_replaced(start: Any, job_spec: Any, files_of: Any, processes_of: Any) -> None:
+    """First the driver alone, whose cluster must not stay behind; then all that belongs to the job; then it sleeps."""
+    service = start(**FAST)
     job_id = service.submit(job_spec())["id"]
     files = files_of(job_id)
     files.wait_stage("tokenize")
     first = processes_of(job_id)
     files.driver(epoch=2).kill()
+
     files.wait_stage("score base", epoch=4)
-    assert not {process.pid for process in first if process.is_running()} & {p.pid for p in processes_of(job_id)}
+    second = processes_of(job_id)
+    assert alive(first) == []
     files.driver(epoch=4).kill()
-    signal_all(processes_of(job_id), signal.SIGKILL)
+    signal_all(second, signal.SIGKILL)
+
+    files.wait_stage("select", epoch=6)
+    third = processes_of(job_id)
+    signal_all(third, signal.SIGSTOP)
+
     job = service.wait(job_id)
-    assert (job["status"], job["attempt"], job["epoch"]) == ("completed", 1, 6)
+    assert (job["status"], job["attempt"], job["epoch"]) == ("completed", 1, 8)
+    assert alive([*second, *third]) == []
+    assert files.states().count("queued") == 4
     files.check_completed()
-    assert files.states().count("queued") == 3
 
 
 def test_a_driver_that_always_dies_fails_the_job(start: Any, job_spec: Any, files_of: Any) -> None:
@@ -85,21 +97,6 @@ def test_a_driver_that_always_dies_fails_the_job(start: Any, job_spec: Any, file
     assert files.events()[-1]["data"] == {"status": "failed", "error": job["error"]}
     files.check_log()
     files.check_nothing_left()
-
-
-def test_a_stopped_driver_is_replaced_by_the_service(
-    start: Any, job_spec: Any, files_of: Any, processes_of: Any
-) -> None:
-    service = start(**FAST)
-    job_id = service.submit(job_spec())["id"]
-    files = files_of(job_id)
-    files.wait_stage("tokenize")
-    stopped = processes_of(job_id)
-    signal_all(stopped, signal.SIGSTOP)
-    job = service.wait(job_id)
-    assert (job["status"], job["attempt"], job["epoch"]) == ("completed", 1, 4)
-    assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in stopped)
-    files.check_completed()
 
 
 StartDriver = Callable[[JobDirectory, int], subprocess.Popen[bytes]]
@@ -126,7 +123,7 @@ def start_driver(processes_of: Any) -> Iterator[StartDriver]:
         process.wait()
 
 
-@pytest.mark.parametrize("wakes", ["while the new owner works", "when all is done"])
+@pytest.mark.parametrize("wakes", ["while the new owner works", *["when all is done"] * SOAK])
 def test_a_zombie_out_of_reach_commits_nothing(
     tmp_path: Path, job_spec: Any, files_of: Any, processes_of: Any, start_driver: StartDriver, until: Any, wakes: str
 ) -> None:
