@@ -36,7 +36,7 @@ from curator.job_directory import (
 from curator.manifest import MANIFEST, read_manifest
 from curator.progress import Reporter
 from curator.signs_of_life import HEARTBEAT_S, SUPERSEDED, alive, beat_of_this_process, is_running
-from curator.spec import CurationSpec
+from curator.spec import CurationSpec, parse_spec, stage_keys
 
 MARK = "CURATOR_JOB"
 """Variable in the environment of everything that a job starts, Ray's daemons included: its id."""
@@ -82,15 +82,15 @@ def conclude(record: JobRecord) -> dict[str, Any]:
     if record.kind != "curate":
         return {"status": "cancelled"}
     try:
+        job = open_job(record.output)
+        if job is None or stage_keys(job.spec) != stage_keys(parse_spec(record.spec, RECORD_ORIGIN)):
+            return {"status": "cancelled"}  # it has begun nothing there, or the folder is another's
         if storage.exists(storage.join(record.output, MANIFEST)):
             manifest = read_manifest(record.output)
             totals = manifest.totals.model_dump()
             return {"status": "completed", "totals": totals, "quarantined": manifest.quarantined}
-        job = open_job(record.output)
-        if job is not None:
-            write_partial_manifest(job)
-            job.clear_staging()
-        storage.clear_staging(record.output)
+        write_partial_manifest(job)
+        job.clear_staging()
     except CuratorError as error:  # what is published may be damaged; that must not keep the job from ending
         return {"status": "cancelled", "error": {"type": type(error).__name__, "message": str(error)}}
     return {"status": "cancelled"}
@@ -172,7 +172,6 @@ def _run_here(directory: JobDirectory, shown: Reporter) -> None:
 
 def _curate(record: JobRecord, write: Write, shown: Reporter) -> dict[str, Any]:
     from curator.pipeline import curate
-    from curator.spec import parse_spec
 
     manifest = curate(parse_spec(record.spec, RECORD_ORIGIN), EventReporter(write, shown))
     return {

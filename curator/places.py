@@ -15,6 +15,7 @@ import fsspec.core
 
 from curator.errors import StorageError
 
+_CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs")
 _PRIVATE_PROTOCOLS = {"memory"}
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FATAL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EROFS: "it is read-only"}
@@ -42,7 +43,13 @@ def explained(action: str, uri: str) -> Iterator[None]:
         raise
     except NotImplementedError as error:
         raise StorageError(f"cannot {action} {uri!r}: {error}; use a local path, s3:// or gs://") from error
-    except OSError as error:
+    except Exception as error:
+        if not isinstance(error, OSError):
+            if type(error).__module__.partition(".")[0] not in _CLIENTS:
+                raise
+            raise StorageError(f"cannot {action} {uri!r}: {error}; check that the store can be reached") from (
+                ConnectionError(str(error))  # an object store's client raises errors that are no OSError
+            )
         cause = _FATAL.get(error.errno or 0, str(error) or type(error).__name__)
         remedy = "; free some space and run the same command again" if error.errno in _FULL else ""
         explained = StorageError(f"cannot {action} {uri!r}: {cause}{remedy}")

@@ -65,8 +65,19 @@ def explained() -> Iterator[None]:
     try:
         yield
     except (CuratorError, OSError) as error:
-        removed = isinstance(error.__cause__, FileNotFoundError)  # while it was read
-        if isinstance(error, StorageError) and not removed:
+        if _store_failed(error):
             detail, later = f"the job's output cannot be read now: {error}", {"Retry-After": "10"}
             raise Problem(503, "storage_unavailable", detail, headers=later) from error
         raise Problem(409, "unreadable_output", f"the job's output cannot be read: {error}") from error
+
+
+def _store_failed(error: Exception) -> bool:
+    """Whether the store is at fault: the library says StorageError of a damaged file, too, and of one just removed."""
+    if not isinstance(error, StorageError):
+        return False
+    cause: BaseException | None = error
+    while isinstance(cause, StorageError):  # the one of the shard is from the one of its file
+        cause = cause.__cause__
+    if not isinstance(cause, OSError) or isinstance(cause, FileNotFoundError):
+        return False
+    return cause.errno is not None or type(cause) is not OSError  # Arrow says a bare OSError of what it cannot decode

@@ -51,20 +51,32 @@ def serve(settings: Settings, *, reindex: bool = False, new_key: bool = False) -
         ClusterError: the port is in use, or the Ray cluster or the database cannot be reached.
     """
     _log_to_stderr()
-    listener = _listen(settings)  # first of all: a second service on this port must not take a job, nor show a key
+    with _listen(settings) as listener:  # first of all: a second service on this port must not take a job
+        services = _open(settings)
+        if reindex:
+            print(f"Reindexed {services.discovery.reindex()} jobs", flush=True)
+        if new_key or not services.keys.all():
+            _, text = services.keys.create(DEFAULT_TENANT, "first key", SCOPES)
+            print(f"API key: {text}", flush=True)
+        _run(services, listener)
+
+
+def _open(settings: Settings) -> Services:
     try:
-        services = make_services(settings)
+        return make_services(settings)
     except _CANNOT_START as error:
         reason = _without_password(str(getattr(error, "orig", None) or error), settings)
         raise ClusterError(
-            f"cannot start: {reason}; check database_url (postgresql://USER:PASSWORD@HOST/NAME), ray_address and data_dir"
+            f"cannot start: {reason}; check database_url (postgresql://USER:PASSWORD@HOST/NAME), ray_address, data_dir"
         ) from None
-    if reindex:
-        print(f"Reindexed {services.discovery.reindex()} jobs", flush=True)
-    if new_key or not services.keys.all():
-        _, text = services.keys.create(DEFAULT_TENANT, "first key", SCOPES)
-        print(f"API key: {text}", flush=True)
-    _Server(_config(services)).run(sockets=[listener])
+
+
+def _run(services: Services, listener: socket.socket) -> None:
+    server = _Server(_config(services))
+    try:
+        server.run(sockets=[listener])
+    except SystemExit:  # uvicorn's own status 3 would say "finished with quarantined rows"
+        raise ClusterError("the service cannot start; its log, above, says why") from None
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -21,7 +21,6 @@ from pydantic_settings import (
 
 from curator.errors import SpecError
 
-
 _REMOTE_ROOT = re.compile(r"(?:s3|gs)://[^/]")
 
 
@@ -94,7 +93,9 @@ class Settings(BaseSettings):
         default=5, ge=0, description="times that a job whose driver died is started again without having got further"
     )
     heartbeat_s: float = Field(default=10.0, gt=0, description="how often a running job says that it lives")
-    stalled_s: float = Field(default=30.0, gt=0, description="silence after which a job is taken from its owner; more than twice heartbeat_s")
+    stalled_s: float = Field(
+        default=30.0, gt=0, description="silence after which a job is taken from its owner; more than twice heartbeat_s"
+    )
     retention_days: float | None = Field(
         default=None, gt=0, description="finished jobs older than this are deleted with their directory; unset = never"
     )
@@ -121,7 +122,9 @@ class Settings(BaseSettings):
     def _check_roots(cls, roots: tuple[str, ...]) -> tuple[str, ...]:
         for root in roots:
             if not os.path.isabs(root) and not _REMOTE_ROOT.match(root):
-                raise ValueError(f"root {root!r} is neither an absolute path nor s3://BUCKET or gs://BUCKET; write it so")
+                raise ValueError(
+                    f"root {root!r} is neither an absolute path nor s3://BUCKET or gs://BUCKET; write it so"
+                )
         return roots
 
     @field_validator("stalled_s")
@@ -130,8 +133,8 @@ class Settings(BaseSettings):
         heartbeat_s = info.data.get("heartbeat_s", 0.0)  # missing when it is wrong itself
         if stalled_s <= 2 * heartbeat_s:
             raise ValueError(
-                f"{stalled_s} s is not more than twice heartbeat_s ({heartbeat_s} s): one late sign of life would take a "
-                "job from its owner; raise stalled_s or lower heartbeat_s"
+                f"{stalled_s} s is not more than twice heartbeat_s ({heartbeat_s} s): one late sign of life would take "
+                "a job from its owner; raise stalled_s or lower heartbeat_s"
             )
         return stalled_s
 
@@ -166,7 +169,9 @@ def load_settings(file: Path | None = None, **overrides: object) -> Settings:
         ValueError: a setting is wrong, or the file is no TOML.
     """
     if file is not None and not file.is_file():
-        raise SpecError(f"settings: there is no file {str(file)!r}; write one (docs/service.md), or leave --settings out")
+        raise SpecError(
+            f"settings: there is no file {str(file)!r}; write one (docs/service.md), or leave --settings out"
+        )
 
     class FromFile(Settings):
         model_config = SettingsConfigDict(toml_file=file)

@@ -122,6 +122,13 @@ class Store:
         with reading(self.engine) as connection:
             return [self._job(row) for row in connection.execute(query.order_by(jobs.c.id).limit(limit))]
 
+    def outputs_in_use(self, tenant: str, but: str) -> list[str]:
+        """Outputs of other tenants' jobs and of those that have not ended, but for places under `but`."""
+        others = (jobs.c.tenant != tenant) | jobs.c.status.not_in(TERMINAL)
+        elsewhere = ~jobs.c.output.startswith(but.rstrip("/") + "/", autoescape=True)
+        with reading(self.engine) as connection:
+            return list(connection.execute(sa.select(jobs.c.output).where(others, elsewhere)).scalars())
+
     def ids(self) -> set[str]:
         """Ids of all jobs."""
         with reading(self.engine) as connection:
@@ -171,14 +178,14 @@ class Store:
 
     # -------------------------------------------------------------------------------------------- writing
 
-    def insert(self, connection: Connection, record: JobRecord, **known: Any) -> None:
+    def insert(self, connection: Connection, record: JobRecord, **known: Any) -> Job:
         """Add a job that has a directory; `known` are columns that a rebuild has read from its events."""
         created = datetime.fromisoformat(record.created_at).timestamp()
         values: dict[str, Any] = {
             **record.model_dump(include={"id", "tenant", "kind", "name", "spec", "output", "epoch", "attempt"}),
             "status": "queued", "created_at": created, "updated_at": created,
         }  # fmt: skip
-        connection.execute(jobs.insert().values(values | known))
+        return self._job(connection.execute(jobs.insert().values(values | known).returning(*jobs.c)).one())
 
     def move(self, job: Job, to: Status, **changes: Any) -> Job | None:
         """Compare-and-set: change a job's state if its state and epoch are still those of `job`.

@@ -19,8 +19,8 @@ from sqlalchemy.exc import IntegrityError
 from curator import storage
 from curator.errors import CuratorError, Superseded
 from curator.job_directory import JobDirectory, JobKind, JobRecord, Status, default_output, new_id, now
-from service.admission import AdmittedSpec
-from service.database import lock_for_transaction, writing
+from service.admission import AdmittedSpec, overlaps
+from service.database import lock_for_transaction, reading, writing
 from service.problems import Problem
 from service.settings import Settings
 from service.store import Job, Store
@@ -34,6 +34,9 @@ _log = logging.getLogger("curator.service")
 
 Admit = Callable[[str], AdmittedSpec]
 """Takes the output that the job gets if its spec names none; returns the spec to run, or raises Problem."""
+
+Answer = Callable[[Job, int | None], dict[str, Any]]
+"""Takes a job and its place in the queue; returns what the request is answered."""
 
 
 class Submissions:
@@ -52,7 +55,7 @@ class Submissions:
         admit: Admit,
         body_sha256: str,
         key: str | None,
-        answer: Callable[[Job], dict[str, Any]],
+        answer: Answer,
     ) -> tuple[dict[str, Any], bool]:
         """Queue a job, once per idempotency key.
 
@@ -70,27 +73,21 @@ class Submissions:
                 return stored, True
             made = self._store.job(job_id, tenant)  # the answer was lost with the database, or before it was kept
             if made is not None:
-                content = answer(made)
-                self._keep_answer(tenant, key, content)
-                return content, True
+                return self._answer_again(made, answer), True
         try:
-            self._check_room(tenant)
             root = self._settings.output_root
             output = default_output(self._settings.data_dir, job_id) if root is None else storage.join(root, job_id)
             admitted = admit(output)
+            self._check_apart(admitted, tenant)
             record = JobRecord(
                 id=job_id, kind=kind, tenant=tenant, name=admitted.name, spec=admitted.content, output=admitted.output,
                 idempotency_key=key, body_sha256=body_sha256, created_at=now(),
             )  # fmt: skip
-            job = self._add(record)
+            return self._add(record, answer), False
         except Problem:
             if key is not None:
                 self._release(tenant, key, job_id)
             raise
-        content = answer(job)
-        if key is not None:
-            self._keep_answer(tenant, key, content)
-        return content, False
 
     def _reserve(self, tenant: str, key: str, body_sha256: str, job_id: str) -> tuple[str, dict[str, Any] | None]:
         mine = (idempotency.c.tenant == tenant) & (idempotency.c.key == key)
@@ -119,36 +116,57 @@ class Submissions:
         with writing(self._store.engine) as connection:
             connection.execute(idempotency.delete().where(mine, idempotency.c.answer.is_(None)))
 
-    def _keep_answer(self, tenant: str, key: str, content: dict[str, Any]) -> None:
-        mine = (idempotency.c.tenant == tenant) & (idempotency.c.key == key)
-        with writing(self._store.engine) as connection:
-            connection.execute(idempotency.update().where(mine).values(answer=content))
+    def _keep_answer(self, connection: Connection, job: Job, content: dict[str, Any]) -> None:
+        mine = (idempotency.c.tenant == job.tenant) & (idempotency.c.job_id == job.id)
+        connection.execute(idempotency.update().where(mine).values(answer=content))
 
-    def _check_room(self, tenant: str, connection: Connection | None = None) -> None:
-        """Refuse one more job; within the transaction that adds it, refuse that one."""
+    def _check_apart(self, admitted: AdmittedSpec, tenant: str) -> None:
+        """Refuse an output of one's own choice that another job has, or that lies in or above it."""
+        jobs_dir = str(self._settings.jobs_dir)
+        if Path(admitted.output).is_relative_to(jobs_dir):
+            return
+        taken = overlaps(admitted.output, self._store.outputs_in_use(tenant, but=jobs_dir))
+        if taken is not None:
+            detail = f"output.uri: {admitted.output!r} is another job's; choose another place, or wait for its end"
+            raise Problem(409, "output_taken", detail)
+
+    def _answer_again(self, job: Job, answer: Answer) -> dict[str, Any]:
+        content = answer(job, self._store.queue_positions([job]).get(job.id))
+        with writing(self._store.engine) as connection:
+            self._keep_answer(connection, job, content)
+        return content
+
+    def _check_room(self, connection: Connection, tenant: str, more: int = 0) -> int:
+        """Refuse what this transaction has queued, and `more`, if there is no room; returns how many of it wait."""
+        counts = {}
         limits = ((None, self._settings.max_queued_jobs), (tenant, self._settings.tenant_queued_jobs))
         for whose, limit in limits:
-            if self._store.count(["queued"], tenant=whose, connection=connection) >= limit + (connection is not None):
+            counts[whose] = self._store.count(["queued"], tenant=whose, connection=connection)
+            if counts[whose] + more > limit:
                 who = "the service has" if whose is None else "you have"
                 detail = f"{who} {limit} jobs waiting, as many as may wait; submit again when some have started"
                 raise Problem(429, "queue_full", detail, headers={"Retry-After": "30"})
+        return counts[tenant]
 
-    def _add(self, record: JobRecord) -> Job:
+    def _add(self, record: JobRecord, answer: Answer) -> dict[str, Any]:
+        """Make the directory, then in one transaction the job and the answer that its key gives from now on."""
         path = self._settings.jobs_dir / record.id
         JobDirectory(path).create(record)
         try:
             with writing(self._store.engine) as connection:
                 lock_for_transaction(connection, _INSERT_LOCK)
-                self._store.insert(connection, record)
-                self._check_room(record.tenant, connection)
+                job = self._store.insert(connection, record)
+                content = answer(job, self._check_room(connection, record.tenant))
+                if record.idempotency_key is not None:
+                    self._keep_answer(connection, job, content)
+            return content
         except IntegrityError:  # found by the watcher, or left by a service that died here
-            pass
+            found = self._store.job(record.id)
+            assert found is not None
+            return self._answer_again(found, answer)
         except Problem:
             shutil.rmtree(path, ignore_errors=True)
             raise
-        job = self._store.job(record.id)
-        assert job is not None
-        return job
 
     # -------------------------------------------------------------------------------------------- changing
 
@@ -176,7 +194,8 @@ class Submissions:
             if job.status not in ("cancelled", "failed"):
                 detail = f"job {job.id} is {job.status}; only a cancelled or failed job can be resumed"
                 raise Problem(409, "not_resumable", detail)
-            self._check_room(job.tenant)
+            with reading(self._store.engine) as connection:
+                self._check_room(connection, job.tenant, more=1)
             changed = self._store.move(
                 job, "queued", epoch=job.epoch + 1, attempt=job.attempt + 1, error=None, finished_at=None,
                 progress=None, relaunches=0,

@@ -44,6 +44,10 @@ def test_wrong_usage_exits_2(arguments: tuple[str, ...]) -> None:
     assert done.returncode == 2 and "Traceback" not in done.stderr
 
 
+def test_a_path_is_shown_as_it_is() -> None:
+    assert ":bug:" in curator("run", ":bug:.yaml").stderr
+
+
 def test_a_bad_spec_exits_2_with_path_value_and_remedy(make_spec: MakeSpec, tmp_path: Path) -> None:
     done = curator("run", write(tmp_path / "s.yaml", make_spec(rows=3, polcy=1)))
     assert done.returncode == 2 and "polcy: unknown key" in done.stderr and "Traceback" not in done.stderr

@@ -236,9 +236,7 @@ class Client:
             "Content-Type": "application/octet-stream",
             "Repr-Digest": f"sha-256=:{base64.b64encode(digest.digest()).decode()}:",
         }
-        return self._ask(
-            RemoteUpload, "POST", "/uploads", params={"filename": filename}, headers=headers, content=file
-        )
+        return self._ask(RemoteUpload, "POST", "/uploads", params={"filename": filename}, headers=headers, content=file)
 
     def _ask(self, kind: type[Record], method: str, path: str, **request: Any) -> Record:
         return ask(self._connection, kind, method, path, **request)

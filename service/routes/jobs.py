@@ -25,8 +25,9 @@ from service.uploads import find_upload
 router = APIRouter(tags=["jobs"])
 
 JobId = Annotated[
-    str, Path(json_schema_extra={"pattern": JOB_ID_PATTERN}, description="a job's id"), known_form("job", JOB_ID_PATTERN)
-]
+    str, Path(description="a job's id", json_schema_extra={"pattern": JOB_ID_PATTERN}),
+    known_form("job", JOB_ID_PATTERN),
+]  # fmt: skip
 Kind = Annotated[JobKind, Query(description="what the body is: a curation spec, or the spec of train-reference")]
 _LEAST_LOOK_S = 5.0
 _LONGEST_WAIT_S = 60.0
@@ -90,7 +91,7 @@ async def submit_job(
         answer, replayed = context.submissions.submit(
             principal.tenant, kind,
             lambda output: _admit(context, principal, body, kind, output),
-            digest, idempotency_key, lambda job: show(context, job).model_dump(mode="json"),
+            digest, idempotency_key, lambda job, place: job_model(job, place).model_dump(mode="json"),
         )  # fmt: skip
         headers = {"Location": f"/v1/jobs/{answer['id']}", "Cache-Control": "no-store"}
         return JSONResponse(answer, 202, headers | ({"Idempotency-Replayed": "true"} if replayed else {}))
@@ -115,7 +116,9 @@ async def validate_job(
     admitted = await run_in_threadpool(_admit, context, principal, body, kind, output)
     if kind != "curate":
         return EstimateModel(name=admitted.name, warnings=["the time of a training run is not estimated"])
-    return await dry_run(admitted.content, context.settings) if plan else EstimateModel(name=admitted.name)
+    if not plan:
+        return EstimateModel(name=admitted.name)
+    return await dry_run(admitted.content, context.settings, tenant=principal.tenant)
 
 
 @router.get("/jobs", operation_id="list_jobs", responses=responses(401, 403, 422, 429))

@@ -14,8 +14,9 @@ from service.problems import Problem, responses
 router = APIRouter(tags=["keys"])
 _KEY_ID_PATTERN = r"^[a-z2-7]{8}$"
 KeyId = Annotated[
-    str, Path(json_schema_extra={"pattern": _KEY_ID_PATTERN}, description="a key's id"), known_form("key", _KEY_ID_PATTERN)
-]
+    str, Path(description="a key's id", json_schema_extra={"pattern": _KEY_ID_PATTERN}),
+    known_form("key", _KEY_ID_PATTERN),
+]  # fmt: skip
 
 
 @router.get("/me", operation_id="whoami", responses=responses(401, 403, 429))

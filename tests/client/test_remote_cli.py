@@ -1,12 +1,15 @@
 """The commands against a service: what they print, and their exit codes."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
+
+from service.uploads import FILENAME_PATTERN
 
 Command = Callable[..., Result]
 
@@ -84,6 +87,29 @@ def test_upload_sets_the_corpus(curator: Command, service: Any, spec: Path, tmp_
     assert curator("submit", spec, "--upload", tmp_path / "absent").exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("corpus-1_a.jsonl", "corpus-1_a.jsonl"),
+        ("my corpus.jsonl", "my_corpus.jsonl"),
+        ("données.jsonl", "donnees.jsonl"),
+        ("données (2).jsonl.gz", "donnees_2_.jsonl.gz"),
+        ("語料.parquet", "corpus.parquet"),
+        ("-v1.語.jsonl", "v1..jsonl"),
+        (".hidden.jsonl", "corpus.hidden.jsonl"),
+        ("é" * 100 + ".jsonl.zst", "e" * 70 + ".jsonl.zst"),
+    ],
+)
+def test_a_file_of_any_name_can_be_sent(
+    curator: Command, service: Any, spec: Path, tmp_path: Path, name: str, plain: str
+) -> None:
+    corpus = tmp_path / name
+    corpus.write_bytes(b"{}")
+    assert curator("submit", spec, "--upload", corpus).exit_code == 0
+    sent = [headers["query"] for method, path, headers in service.seen if (method, path) == ("POST", "/v1/uploads")]
+    assert sent == [f"filename={plain}"] and re.match(FILENAME_PATTERN, plain)
+
+
 def test_status_of_one_job(curator: Command, service: Any) -> None:
     service.state = {"status": "in_progress", "progress": PROGRESS}
     shown = curator("status", service.job)
@@ -115,6 +141,25 @@ def test_download_says_what_is_here(curator: Command, service: Any, shards: list
     assert done.exit_code == 0 and "6 fetched now" in done.stdout and "partial" in done.stdout
     service.complete = True
     assert "partial" not in curator("download", service.job, "--output", tmp_path / "d").stdout
+
+
+def test_download_goes_to_a_folder_named_as_the_job(
+    curator: Command, service: Any, shards: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    service.shards = shards
+    assert curator("download", service.job).exit_code == 0
+    assert (tmp_path / service.job / "manifest.json").is_file()
+
+
+def test_names_are_shown_as_they_are(curator: Command, service: Any) -> None:
+    stage = {"stage": "score :bug:", "shards": 4, "tokens": 120, "state": "started", "seconds": None}
+    service.states = [
+        {"status": "in_progress", "name": ":bug:", "progress": PROGRESS | {"stages": [stage]}},
+        {"status": "completed", "name": ":bug:"},
+    ]
+    shown = curator("status", service.job, "--watch")
+    assert "name       :bug:" in shown.stdout and "score :bug:" in shown.stderr
 
 
 @pytest.mark.parametrize("missing", ["CURATOR_API_KEY", "CURATOR_SERVER"])

@@ -2,6 +2,7 @@
 
 import pickle
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -170,3 +171,20 @@ def test_waiting_ends_with_the_job_or_with_the_time(client: Client, service: Any
     service.state = {"status": "in_progress"}
     with pytest.raises(ServerError, match=r"is still in_progress after 0\.1 s"):
         client.wait(service.job, timeout_s=0.1)
+
+
+def test_waiting_keeps_the_last_answer_alone(client: Client, service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    service.states = [*({"status": "in_progress"} for _ in range(30)), {"status": "completed"}]
+    seen: list[weakref.ref[Any]] = []
+    kept: list[int] = []
+    watch = Client.watch
+
+    def noted(*arguments: Any) -> Iterator[Any]:
+        for job in watch(*arguments):
+            kept.append(sum(earlier() is not None for earlier in seen))
+            seen.append(weakref.ref(job))
+            yield job
+
+    monkeypatch.setattr(Client, "watch", noted)
+    assert client.wait(service.job).status == "completed"
+    assert len(kept) == 31 and max(kept) <= 2

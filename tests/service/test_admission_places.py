@@ -211,6 +211,9 @@ def test_the_data_directory_stays_closed_when_a_root_holds_it(house: House) -> N
     assert not house.reads(house.folder / "**" / "*.parquet")  # would match another tenant's job
     assert not house.reads(house.upload_path("bob", house.bob))
     assert not house.writes(house.settings.data_dir / "x")
+    assert not house.writes(house.folder)  # holds it
+    assert not house.admits(work=str(house.folder))
+    assert house.writes(house.folder / "datasets") and house.writes(f"{house.settings.data_dir}2")
     house.settings = house.settings.model_copy(update={"allow_root": (str(house.settings.data_dir),)})
     assert not house.reads(house.settings.data_dir / "service.db")
 

@@ -205,3 +205,23 @@ def test_waiting_for_a_change_wakes_up_at_once(queue_only: Any, job_spec: Callab
         client.post(f"/v1/jobs/{job['id']}/cancel").raise_for_status()
         assert waiting.result().json()["status"] == "cancelled"
         assert time.monotonic() - started < 3
+
+
+def test_an_output_belongs_to_one_job(
+    start: Callable[..., Any], job_spec: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    service = start(**NOT_STARTED)
+    other = service.new_key("other")
+    taken = tmp_path / "out" / "mine"
+    job = service.submit(job_spec(output={"uri": str(taken)}))
+    with service.client() as client, service.client(other) as second:
+        for place in (taken, taken.parent, taken / "inside"):
+            for asking in (client, second):
+                refused = asking.post("/v1/jobs", json=job_spec(output={"uri": str(place)}))
+                assert refused.status_code == 409 and refused.json()["type"].endswith("output_taken"), refused.text
+        beside = job_spec(output={"uri": str(taken) + "-too"})
+        assert second.post("/v1/jobs", json=beside).status_code == 202
+        client.post(f"/v1/jobs/{job['id']}/cancel").raise_for_status()
+        again = job_spec(output={"uri": str(taken)})
+        assert second.post("/v1/jobs", json=again).status_code == 409
+        assert client.post("/v1/jobs", json=again).status_code == 202  # one's own, that nobody works on

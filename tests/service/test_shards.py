@@ -14,7 +14,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from curator import parse_spec
-from curator.frozen import open_plan
+from curator.frozen import open_plan, write_plan
 from curator.job import Job
 from curator.job_directory import JobDirectory, JobRecord, new_id, now
 from curator.pipeline import freeze_calibration, score, tokenize, weigh
@@ -179,6 +179,7 @@ def test_weights_alone_are_shards_too(desk: Desk, hosted: Hosted, tmp_path: Path
     assert calibration is not None
     plan = hosted.job.plan.model_copy(update={"content": "weights"})
     weights = Job(hosted.job.spec, plan, directory=str(tmp_path / "weights"))
+    write_plan(weights.root, plan)
     freeze_calibration(weights, calibration)
     here: Any = Here(2)
     weigh(weights, here, [])

@@ -21,6 +21,7 @@ from service.context import Services
 from service.database import writing
 from service.problems import Problem
 from service.settings import Settings
+from service.store import Store
 from service.uploads import find_upload, list_uploads, receive, tenant_folder
 
 CONTENT = b'{"text": "some text"}\n' * 100
@@ -49,9 +50,9 @@ class House:
         folder = tenant_folder(self.settings, tenant)
         return sorted(os.listdir(folder)) if folder.exists() else []
 
-    def add_job(self, spec: dict[str, Any], status: str) -> None:
+    def add_job(self, spec: dict[str, Any], status: str, tenant: str = "alice") -> None:
         record = JobRecord(
-            id=new_id("job"), kind="curate", tenant="alice", name="n", spec=spec, output="/out", created_at=now()
+            id=new_id("job"), kind="curate", tenant=tenant, name="n", spec=spec, output="/out", created_at=now()
         )
         with writing(self.services.store.engine) as connection:
             self.services.store.insert(connection, record, status=status)
@@ -228,6 +229,25 @@ def test_an_upload_in_use_is_not_deleted(house: House) -> None:
     assert house.ask("DELETE", f"/uploads/{upload['id']}").status_code == 204
     assert house.ask("DELETE", f"/uploads/{upload['id']}").status_code == 404
     assert house.left() == []
+
+
+def test_only_the_tenants_own_jobs_are_looked_through(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    upload = house.send().json()
+    file = house.settings.uploads_dir / "alice" / upload["id"] / "corpus.jsonl"
+    house.add_job({"corpus": {"uri": str(file)}}, "queued")
+    for number in range(7):
+        house.add_job({"corpus": {"uri": f"/data/{number}"}}, "queued")
+    for _ in range(20):
+        house.add_job({"corpus": {"uri": str(file)}}, "queued", tenant="bob")
+    loaded: list[str] = []
+    load = Store._job
+    monkeypatch.setattr(Store, "_job", lambda store, row: (loaded.append(row.tenant), load(store, row))[1])
+    monkeypatch.setattr("service.routes.uploads._PAGE_JOBS", 3)
+    assert house.ask("DELETE", f"/uploads/{upload['id']}").status_code == 409  # found on the last page
+    assert loaded == ["alice"] * 8
+    with writing(house.services.store.engine) as connection:
+        connection.exec_driver_sql("DELETE FROM jobs WHERE tenant = 'alice'")
+    assert house.ask("DELETE", f"/uploads/{upload['id']}").status_code == 204
 
 
 # ------------------------------------------------------------------------------------------------ when things break

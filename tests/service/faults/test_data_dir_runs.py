@@ -133,7 +133,7 @@ def test_a_run_that_has_been_stopped_does_not_keep_its_job_from_ending(
     start: Any, files_of: Any, command: Command, until: Callable[..., Any]
 ) -> None:
     """The service may not kill a person's process; when that wakes, it writes nothing more."""
-    service = start(CURATOR_STALLED_S="3")
+    service = start(CURATOR_STALLED_S="8", CURATOR_HEARTBEAT_S="1")
     run = command.run()
     job_id = until(lambda: next(iter(jobs_of(service)), None), 30)["id"]
     files = files_of(job_id)
@@ -141,7 +141,7 @@ def test_a_run_that_has_been_stopped_does_not_keep_its_job_from_ending(
     run.send_signal(signal.SIGSTOP)
     with service.client() as client:
         client.post(f"/v1/jobs/{job_id}/cancel")
-    service.wait(job_id, "cancelled", within_s=15)
+    service.wait(job_id, "cancelled", within_s=20)
     run.send_signal(signal.SIGCONT)
     run.wait(30)
     assert files.states()[-1] == "cancelled"

@@ -19,7 +19,7 @@ from curator.job_directory import JobDirectory, JobRecord, new_id, now
 pytestmark = pytest.mark.slow
 SOAK = bool(os.environ.get("CURATOR_SOAK"))
 KILLS = 50 if SOAK else 6
-FAST = {"CURATOR_STALLED_S": "3", "CURATOR_HEARTBEAT_S": "1"}
+FAST = {"CURATOR_STALLED_S": "8", "CURATOR_HEARTBEAT_S": "1"}
 
 
 def signal_all(processes: list[psutil.Process], number: signal.Signals) -> None:
