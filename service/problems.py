@@ -122,4 +122,5 @@ def _allowed_methods(request: Request) -> list[str]:
     for route in request.app.routes:
         if route.matches(request.scope)[0] is not Match.NONE:
             found |= getattr(route, "methods", None) or set()
+    found |= {"HEAD"} if "GET" in found else set()
     return sorted(found) or ["GET", "HEAD"]  # static files have a router of their own

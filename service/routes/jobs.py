@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 from contextlib import suppress
 from functools import partial
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
-from curator.job_directory import JOB_ID_PATTERN, JobKind, Status
+from curator.job_directory import JOB_ID_PATTERN, JobDirectory, JobKind, Status
 from service.admission import AdmittedSpec, admit, read_json_body
 from service.auth import Principal, Reader, Writer
 from service.context import Context, Services, find_job
@@ -49,6 +50,12 @@ def _admit(context: Services, principal: Principal, body: bytes, kind: JobKind, 
     )
 
 
+def _admit_again(context: Services, principal: Principal, job: Job) -> None:
+    with suppress(FileNotFoundError):
+        if JobDirectory(job.directory).record().cwd is None:
+            _admit(context, principal, json.dumps(job.spec).encode(), job.kind, job.output)
+
+
 def show(context: Services, job: Job) -> JobModel:
     """A job as the API shows it."""
     return job_model(job, context.store.queue_positions([job]).get(job.id))
@@ -59,15 +66,12 @@ def _names(header: str, etag: str) -> bool:
     return header.strip() == "*" or etag in header
 
 
-def _etag(job: JobModel, version: int) -> str:
-    return f'"{version}.{job.queue_position or 0}"'
-
-
 def _answer(context: Services, job: Job, status: int = 200) -> Response:
     shown = show(context, job)
-    headers = {"ETag": _etag(shown, job.version), "Cache-Control": "no-cache, private"}
-    headers["Location"] = f"/v1/jobs/{job.id}"
-    return Response(shown.model_dump_json(), status, headers, "application/json")
+    body = shown.model_dump_json().encode()
+    etag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'  # of the content: versions start anew by reindexing
+    headers = {"ETag": etag, "Cache-Control": "no-cache, private", "Location": f"/v1/jobs/{job.id}"}
+    return Response(body, status, headers, "application/json")
 
 
 @router.post(
@@ -195,7 +199,10 @@ def cancel_job(job_id: JobId, context: Context, principal: Writer) -> Response:
 )  # fmt: skip
 def resume_job(job_id: JobId, context: Context, principal: Writer) -> Response:
     """Queue a cancelled or failed job again, as a new attempt that goes on from what is published."""
-    job = context.submissions.resume(find_job(context, principal, job_id))
+    job = find_job(context, principal, job_id)
+    if job.terminal:  # what the operator allows may have changed since; a job of `curator run` was never asked
+        _admit_again(context, principal, job)
+    job = context.submissions.resume(job)
     context.changes.tell(job_id)
     return _answer(context, job, 202)
 

@@ -17,6 +17,7 @@ from curator.errors import StorageError
 from curator.job_directory import TERMINAL
 from service.auth import Principal, Reader, Writer
 from service.context import Context, Services
+from service.ids import known_form
 from service.problems import Problem, responses
 from service.store import TRANSITIONS
 from service.uploads import (
@@ -53,7 +54,11 @@ _BODY = {
     ],
 }
 
-UploadId = Annotated[str, PathParameter(pattern=UPLOAD_ID_PATTERN, description="id of the upload")]
+UploadId = Annotated[
+    str,
+    PathParameter(json_schema_extra={"pattern": UPLOAD_ID_PATTERN}, description="id of the upload"),
+    known_form("upload", UPLOAD_ID_PATTERN),
+]
 
 
 class UploadModel(BaseModel):
