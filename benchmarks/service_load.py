@@ -66,9 +66,11 @@ def service(folder: Path, database_url: str | None) -> Iterator[tuple[str, str, 
     )  # fmt: skip
     assert process.stdout is not None
     found = dict(line.strip().split(maxsplit=2)[::2] for line in (process.stdout.readline() for _ in range(2)))
-    yield found["Listening"], found["API"], psutil.Process(process.pid)
-    process.terminate()
-    process.wait()
+    try:
+        yield found["Listening"], found["API"], psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        process.wait()
 
 
 async def drive(url: str, key: str, seconds: float, spec: dict[str, Any]) -> list[tuple[str, float, int]]:

@@ -35,7 +35,7 @@ from curator.job_directory import (
 )
 from curator.manifest import MANIFEST, read_manifest
 from curator.progress import Reporter
-from curator.signs_of_life import HEARTBEAT_S, SUPERSEDED, alive, beat_of_this_process, is_running
+from curator.signs_of_life import HEARTBEAT_S, SUPERSEDED, alive, beat_of_this_process, is_running, uninterrupted
 from curator.spec import CurationSpec, parse_spec, stage_keys
 
 MARK = "CURATOR_JOB"
@@ -160,7 +160,8 @@ def _run_here(directory: JobDirectory, shown: Reporter) -> None:
     try:
         run_job(directory, record.epoch, shown, heartbeat_s=1.0)  # how long the service bears silence is not known here
     except KeyboardInterrupt:
-        directory.append(record.epoch, "state", conclude(record))
+        with uninterrupted():
+            directory.append(record.epoch, "state", conclude(record))
         raise
     except Superseded as error:
         if directory.last_state()[0] in ("cancelling", "cancelled"):

@@ -78,6 +78,18 @@ def alive(directory: JobDirectory, epoch: int, heartbeat_s: float) -> Iterator[N
             signal.signal(number, handler)
 
 
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """A second Ctrl-C does not keep the first from being written down."""
+    main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main_thread else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
+
+
 def beat_of_this_process(epoch: int) -> Heartbeat:
     """A heartbeat of now."""
     return beat_of(os.getpid(), epoch)

@@ -42,8 +42,8 @@ def authenticate(request: Request, context: Services) -> Principal:
     token = request.cookies.get(SESSION_COOKIE)
     header = request.headers.get("authorization")
     if header is not None or token is None:
-        scheme, _, text = (header or "").partition(" ")
-        key, session = (context.keys.find(text.strip()) if scheme.lower() == "bearer" else None), False
+        text = _bearer_text(request)
+        key, session = (None if text is None else context.keys.find(text)), False
     else:
         key, session = context.keys.find_session(token), True
         if key is not None and request.method not in _SAFE_METHODS and request.url.path not in _FORMS:
@@ -60,6 +60,17 @@ def authenticate(request: Request, context: Services) -> Principal:
             headers={"Retry-After": str(max(1, round(wait_s)))},
         )  # fmt: skip
     return as_principal(key, session=session)
+
+
+def answers_at_once(request: Request, context: Services) -> bool:
+    """Whether `authenticate` will not ask the database: the key was seen a moment ago."""
+    text = _bearer_text(request)
+    return text is not None and context.keys.recent(text) is not None
+
+
+def _bearer_text(request: Request) -> str | None:
+    scheme, _, text = request.headers.get("authorization", "").partition(" ")
+    return text.strip() if scheme.lower() == "bearer" else None
 
 
 def as_principal(key: Key, *, session: bool) -> Principal:

@@ -6,8 +6,9 @@ here alone. SQLite runs with WAL, or with a rollback journal on builds whose WAL
 """
 
 import sqlite3
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -18,6 +19,7 @@ from sqlalchemy.engine import URL, Connection, Engine, make_url
 from service.settings import Settings
 
 _BUSY_TIMEOUT_MS = 5000
+_SQLITE_TURN = threading.RLock()  # writers of this process queue up here: SQLite would let them sleep and try again
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _MIGRATION_LOCK = 0x63757261  # any number, the same in every process
 
@@ -69,8 +71,9 @@ def _prepare_sqlite(connection: sqlite3.Connection, _: object) -> None:
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
     """One transaction that will write: on SQLite it holds the write lock from its first moment."""
-    with engine.connect() as connection, connection.begin():
-        if engine.dialect.name == "sqlite":
+    sqlite = engine.dialect.name == "sqlite"
+    with _SQLITE_TURN if sqlite else nullcontext(), engine.connect() as connection, connection.begin():
+        if sqlite:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         yield connection
 

@@ -17,7 +17,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.auth import authenticate
+from service.auth import answers_at_once, authenticate
 from service.context import Services
 from service.metrics import Metrics
 from service.problems import Problem, respond, unexpected
@@ -77,7 +77,10 @@ class Gate:
         if path in _OPEN or path.startswith(_STATIC):
             return None
         try:
-            request.state.principal = await run_in_threadpool(authenticate, request, self._services)
+            if answers_at_once(request, self._services):
+                request.state.principal = authenticate(request, self._services)
+            else:
+                request.state.principal = await run_in_threadpool(authenticate, request, self._services)
         except Problem as problem:
             if problem.status == 401 and _is_page(request):
                 target = quote(path + (f"?{request.url.query}" if request.url.query else ""))
