@@ -142,5 +142,5 @@ class Bars:
 
 def make_reporter(console: Console | None = None) -> Reporter:
     """Bars on a terminal, plain lines otherwise; both on standard error."""
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, emoji=False)
     return Bars(console) if console.is_terminal else Lines()

@@ -83,9 +83,9 @@ class Settings(BaseSettings):
     )
 
     max_running_jobs: int = Field(default=1, ge=0, description="jobs that run at once; 0 = none is started")
-    max_queued_jobs: int = Field(default=1000, ge=1, description="jobs that may wait, over all tenants")
+    max_queued_jobs: int = Field(default=10_000, ge=1, description="jobs that may wait, over all tenants")
     tenant_running_jobs: int | None = Field(default=None, ge=1, description="jobs of one tenant that run at once")
-    tenant_queued_jobs: int = Field(default=100, ge=1, description="jobs of one tenant that may wait")
+    tenant_queued_jobs: int = Field(default=1000, ge=1, description="jobs of one tenant that may wait")
     max_workers_per_job: int | None = Field(
         default=None, ge=1, description="most workers of one job; a larger run.workers is lowered"
     )
@@ -103,7 +103,7 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(default=1 << 30, ge=1, description="largest uploaded file")
     upload_quota_bytes: int = Field(default=10 << 30, ge=1, description="uploaded bytes that one tenant may keep")
     requests_per_second: float = Field(
-        default=500.0, gt=0, description="requests that one key may make, sustained; twice as many in a burst"
+        default=1000.0, gt=0, description="requests that one key may make, sustained; twice as many in a burst"
     )
     validate_timeout_s: float = Field(default=60.0, gt=0, description="longest dry run that jobs:validate may take")
     session_hours: float = Field(default=12.0, gt=0, description="how long a browser stays signed in")

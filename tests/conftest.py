@@ -68,3 +68,24 @@ def make_spec(tmp_path: Path, mix_rows: list[dict[str, str]]) -> Callable[..., d
         return spec | changes
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer Llama with the tokenizer that ships with curator."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    import curator
+
+    folder = tmp_path_factory.mktemp("models") / "base"
+    shipped = Path(curator.__file__).parent / "scorers" / "bigram_model" / "tokenizer.json"
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(shipped))
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=128, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -6,37 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-import curator
 
 pytestmark = pytest.mark.slow
 
-TOKENIZER = Path(curator.__file__).parent / "scorers" / "bigram_model" / "tokenizer.json"
-
-
-def make_base(folder: Path) -> Path:
-    """A two-layer Llama with the tokenizer that ships with curator."""
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(TOKENIZER))
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=128, bos_token_id=None, eos_token_id=None,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
 
 def test_a_reference_is_trained_and_then_scores_a_corpus(
-    start: Callable[..., Any], job_spec: Callable[..., dict[str, Any]], tmp_path: Path
+    start: Callable[..., Any], job_spec: Callable[..., dict[str, Any]], tmp_path: Path, tiny_llama: Path
 ) -> None:
-    base = make_base(tmp_path / "base")
+    base = tiny_llama
     good = tmp_path / "good.jsonl"
     rows = [{"text": f"Document {i} says that two and two is four. " * (1 + i % 7)} for i in range(40)]
     good.write_text("\n".join([*map(json.dumps, rows), "not json"]))
-    service = start()
+    service = start("--allow-root", str(base.parent))
     spec = {
         "base": str(base), "corpus": {"kind": "jsonl", "uri": str(good)}, "sequence_length": 64,
         "batch_tokens": 512, "micro_batch_tokens": 256, "learning_rate": 3e-3, "dtype": "float32",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import curator
 from curator.corpora.jsonl import JsonlCorpus
@@ -21,18 +21,9 @@ TOKENIZER = Path(curator.__file__).parent / "scorers" / "bigram_model" / "tokeni
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A two-layer Llama with the tokenizer that ships with curator."""
-    folder = tmp_path_factory.mktemp("models") / "base"
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(TOKENIZER))
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=128, bos_token_id=None, eos_token_id=None,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+def base(tiny_llama: Path) -> Path:
+    """What is trained."""
+    return tiny_llama
 
 
 @pytest.fixture(scope="module")
