@@ -55,6 +55,8 @@ def serve(settings: Settings, *, reindex: bool = False, new_key: bool = False) -
         services = _open(settings)
         if reindex:
             print(f"Reindexed {services.discovery.reindex()} jobs", flush=True)
+        else:
+            services.discovery.discover()  # so that the first answers know what was there; the rest follows
         if new_key or not services.keys.all():
             _, text = services.keys.create(DEFAULT_TENANT, "first key", SCOPES)
             print(f"API key: {text}", flush=True)

@@ -78,8 +78,10 @@ def test_a_run_by_hand_is_a_job_of_the_service(
     files.wait_stage("tokenize")
     assert service.wait(job_id, "in_progress")["progress"]["stages"][0]["stage"] == "tokenize"
 
+    run.send_signal(signal.SIGSTOP)  # so that it is still in its first stage afterwards
     second = command.run()
     said, _ = second.communicate(timeout=60)
+    run.send_signal(signal.SIGCONT)
     assert (second.returncode, f"job {job_id} of this spec is in_progress and at work" in " ".join(said.split())) == (
         BAD_USAGE, True,
     )  # fmt: skip
