@@ -17,6 +17,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from curator.job_directory import ACTIVE, TERMINAL, JobKind, JobRecord, Status
 from service.database import lock_for_transaction, reading, writing
+from service.queue_view import QueueView
 from service.tables import idempotency, jobs
 from service.turns import choose_next
 
@@ -75,6 +76,7 @@ class Store:
     def __init__(self, engine: Engine, jobs_dir: Path) -> None:
         self.engine = engine
         self._jobs_dir = jobs_dir
+        self._queue = QueueView(engine)
 
     # -------------------------------------------------------------------------------------------- reading
 
@@ -163,18 +165,7 @@ class Store:
 
     def queue_positions(self, found: Sequence[Job]) -> dict[str, int]:
         """Places of those jobs of one tenant that wait, among all of its own; what others do is not to be seen."""
-        waiting = [job for job in found if job.status == "queued"]
-        if not waiting:
-            return {}
-        mine = (jobs.c.tenant == waiting[0].tenant) & (jobs.c.status == "queued")
-        with reading(self.engine) as connection:
-            if len(waiting) == 1:
-                older = sa.select(sa.func.count()).select_from(jobs).where(mine, jobs.c.id < waiting[0].id)
-                return {waiting[0].id: int(connection.execute(older).scalar_one()) + 1}
-            place = sa.func.row_number().over(order_by=jobs.c.id).label("place")
-            queue = sa.select(jobs.c.id, place).where(mine, jobs.c.id <= max(job.id for job in waiting)).subquery()
-            query = sa.select(queue.c.id, queue.c.place).where(queue.c.id.in_([job.id for job in waiting]))
-            return {job_id: int(number) for job_id, number in connection.execute(query)}
+        return {job.id: self._queue.place(job.tenant, job.id) for job in found if job.status == "queued"}
 
     # -------------------------------------------------------------------------------------------- writing
 

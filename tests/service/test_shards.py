@@ -270,7 +270,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         monkeypatch.setenv(name, value)
     S3FileSystem.clear_instance_cache()  # these remember another server
     files = fsspec.filesystem("s3", use_listings_cache=False)
-    files.mkdirs("s3://bucket", exist_ok=True)
+    files.mkdirs("s3://of-shards", exist_ok=True)
     yield files
     S3FileSystem.clear_instance_cache()
     server.stop()
@@ -279,8 +279,8 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 @pytest.mark.slow
 def test_shards_on_s3_are_fetched_there_or_through_the_service(desk: Desk, hosted: Hosted, bucket: Any) -> None:
     hosted.run_until(2)
-    bucket.put(hosted.job.root + "/", "s3://bucket/out/", recursive=True)
-    job_id = desk.add(hosted.job.spec.model_dump(mode="json"), output="s3://bucket/out")
+    bucket.put(hosted.job.root + "/", "s3://of-shards/out/", recursive=True)
+    job_id = desk.add(hosted.job.spec.model_dump(mode="json"), output="s3://of-shards/out")
     content = hosted.path(1).read_bytes()
 
     listed = desk.get(job_id, "shards").json()["data"]
@@ -305,8 +305,8 @@ def test_shards_on_s3_are_fetched_there_or_through_the_service(desk: Desk, hoste
     head = desk.client.head(f"/v1/jobs/{job_id}/shards/1", headers=desk.headers["mine"])
     assert (head.status_code, head.headers["content-length"]) == (200, str(len(content)))
 
-    bucket.pipe_file("s3://bucket/out/curated/00001.parquet", content[:-1])
+    bucket.pipe_file("s3://of-shards/out/curated/00001.parquet", content[:-1])
     assert problem(desk.get(job_id, "shards/1")) == (409, "file_changed")
-    bucket.rm_file("s3://bucket/out/curated/00001.parquet")
+    bucket.rm_file("s3://of-shards/out/curated/00001.parquet")
     assert problem(desk.get(job_id, "shards/1", redirect=False)) == (404, "file_gone")
     assert [shard["number"] for shard in desk.get(job_id, "shards").json()["data"]] == [0]
