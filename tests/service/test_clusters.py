@@ -95,10 +95,10 @@ def test_outputs_on_an_object_store_are_written_served_and_removed(
     bucket = fsspec.filesystem(
         "s3", endpoint_url=store["AWS_ENDPOINT_URL"], key="testing", secret="testing", use_listings_cache=False
     )
-    bucket.mkdirs("s3://of-the-service", exist_ok=True)
-    service = start("--allow-root", "s3://of-the-service/mine", CURATOR_OUTPUT_ROOT="s3://of-the-service/curated", **store)
+    bucket.mkdirs("s3://service", exist_ok=True)
+    service = start("--allow-root", "s3://service/mine", CURATOR_OUTPUT_ROOT="s3://service/curated", **store)
     job = service.submit(job_spec())
-    assert job["output"] == f"s3://of-the-service/curated/{job['id']}"
+    assert job["output"] == f"s3://service/curated/{job['id']}"
     done = service.wait(job["id"])
     assert done["status"] == "completed", done
     with service.client() as client:
@@ -109,12 +109,12 @@ def test_outputs_on_an_object_store_are_written_served_and_removed(
         assert len(client.get(shards[0]["url"], params={"redirect": False}).content) == shards[0]["bytes"]
         assert client.get(f"/v1/jobs/{job['id']}/preview").json()["documents"]
         assert client.delete(f"/v1/jobs/{job['id']}").status_code == 204
-        assert bucket.find(f"s3://of-the-service/curated/{job['id']}") == []
+        assert bucket.find(f"s3://service/curated/{job['id']}") == []
 
-        mine = job_spec(output={"uri": "s3://of-the-service/mine/first"})
-        theirs = job_spec(output={"uri": "s3://of-the-service/minefield"})
+        mine = job_spec(output={"uri": "s3://service/mine/first"})
+        theirs = job_spec(output={"uri": "s3://service/minefield"})
         assert client.post("/v1/jobs", json=theirs).status_code == 403
         kept = service.submit(mine)
         assert service.wait(kept["id"])["status"] == "completed"
         assert client.delete(f"/v1/jobs/{kept['id']}").status_code == 204
-    assert len(bucket.find("s3://of-the-service/mine/first/curated")) > 3  # the user's own place stays
+    assert len(bucket.find("s3://service/mine/first/curated")) > 3  # the user's own place stays
