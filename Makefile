@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export HF_HUB_OFFLINE = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help setup demo check test browser soak bench bench-scoring lock clean
+.PHONY: help setup demo check test system soak bench bench-scoring lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -36,12 +36,14 @@ check: setup ## Lint, types and quick tests: under two minutes
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 -m "not slow"
 
-test: check browser ## Everything that CI runs
+test: check system ## Everything that CI runs
 	$(BIN)/pytest -m slow
 
-browser: ## The Chromium that tests the dashboard, from Debian where it is not there yet
+system: ## What tests need from Debian, where it is not there yet: a browser, nginx, curl
 	mkdir -p build
-	command -v chromium > /dev/null || { apt-get update -qq && apt-get install -y -qq chromium; } > build/apt.log 2>&1 || { cat build/apt.log; exit 1; }
+	{ command -v chromium && command -v curl && test -x /usr/sbin/nginx; } > /dev/null || \
+		{ apt-get update -qq && apt-get install -y -qq chromium curl nginx-light; } > build/apt.log 2>&1 || \
+		{ cat build/apt.log; exit 1; }
 
 soak: setup ## The long forms of the fault tests
 	CURATOR_SOAK=1 $(BIN)/pytest -m slow tests/test_faults.py tests/service/faults tests/service/test_openapi.py

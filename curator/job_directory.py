@@ -250,12 +250,14 @@ class JobDirectory:
 
     def last_state(self) -> tuple[Status, int]:
         """The newest state, and the id of its event."""
-        status, number, offset = "queued", 1, 0
+        status: Status = "queued"
+        number, offset = 1, 0
         while found := self.events.read(offset, 1000):
-            for event, offset in found:  # noqa: B007
+            offset = found[-1][1]
+            for event, _ in found:
                 if event.type == "state":
                     status, number = event.data["status"], event.id
-        return status, number  # type: ignore[return-value]
+        return status, number
 
 
 def _check_epoch(record: JobRecord, epoch: int) -> None:
