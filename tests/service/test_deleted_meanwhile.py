@@ -3,6 +3,7 @@
 import runpy
 import shutil
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,14 @@ def finished_jobs(start: Callable[..., Any], spec: dict[str, Any], data_dir: Pat
     return ids
 
 
+def read_by_all(job_id: str, looked_at: list[set[str]], within_s: float = 60.0) -> None:
+    """Wait until every reader has had an answer about this job."""
+    deadline = time.monotonic() + within_s
+    while not all(job_id in seen for seen in looked_at):
+        assert time.monotonic() < deadline, f"{job_id} was not read by all within {within_s} s"
+        time.sleep(0.02)
+
+
 def test_reading_a_job_that_is_being_deleted(
     start: Callable[..., Any], job_spec: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -44,23 +53,25 @@ def test_reading_a_job_that_is_being_deleted(
     over = threading.Event()
     statuses: Counter[tuple[str, int]] = Counter()
 
-    def look(operation: Any, headers: dict[str, str]) -> None:
+    def look(operation: Any, headers: dict[str, str], seen: set[str]) -> None:
         with service.client() as client:
             while not over.is_set():
                 for job_id in current[-1:]:
                     answer = client.get(operation.url({"job_id": job_id}), headers=headers)
                     statuses[operation.id, answer.status_code] += 1
+                    seen.add(job_id)
 
     streamed = [operation for operation in urls if operation.id in ("read_events", "read_logs")]
     asked = [(operation, {}) for operation in urls]
     asked += [(operation, {"Accept": "text/event-stream"}) for operation in streamed]
+    looked_at = [set() for _ in asked]
     with ThreadPoolExecutor(len(asked)) as readers, service.client() as client:
-        reading = [readers.submit(look, operation, headers) for operation, headers in asked]
+        reading = [readers.submit(look, *reader, seen) for reader, seen in zip(asked, looked_at, strict=True)]
         try:
             for job_id in ids:
                 assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "completed"
                 current.append(job_id)
-                over.wait(0.2)
+                read_by_all(job_id, looked_at)
                 assert client.delete(f"/v1/jobs/{job_id}").status_code == 204
                 assert client.get(f"/v1/jobs/{job_id}").status_code == 404
         finally:
