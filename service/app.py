@@ -23,6 +23,7 @@ from service.routes import events, health, jobs, keys, looking, pages, shards, u
 from service.settings import Settings
 from service.store import Store
 from service.submissions import Submissions
+from service.threads import Threads
 from service.watcher import Watcher
 
 _STATIC = Path(__file__).parent / "ui" / "static"
@@ -40,6 +41,7 @@ def make_services(settings: Settings) -> Services:
     return Services(
         settings=settings, store=store, keys=KeyStore(engine), submissions=submissions, discovery=discovery,
         watcher=watcher, changes=changes, metrics=metrics, rate_limit=RateLimit(settings.requests_per_second),
+        threads=Threads(),
     )  # fmt: skip
 
 

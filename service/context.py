@@ -11,6 +11,7 @@ from service.metrics import Metrics
 from service.problems import Problem
 from service.settings import Settings
 from service.store import Job, Store
+from service.threads import Threads
 
 if TYPE_CHECKING:
     from service.auth import Principal, RateLimit
@@ -32,6 +33,7 @@ class Services:
     changes: Changes
     metrics: Metrics
     rate_limit: "RateLimit"
+    threads: Threads
 
 
 async def _services(request: Request) -> Services:

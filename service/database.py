@@ -5,20 +5,27 @@ here alone. SQLite runs with WAL, or with a rollback journal on builds whose WAL
 (3.7.0 to 3.51.2, but 3.50.7 and 3.44.6); every write takes the lock at its beginning, so that none fails half-way.
 """
 
+import math
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, Engine, make_url
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from service.settings import Settings
 
 _BUSY_TIMEOUT_MS = 5000
+_TRUSTED_S = 1.0
 _SQLITE_TURN = threading.RLock()  # writers of this process queue up here: SQLite would let them sleep and try again
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _MIGRATION_LOCK = 0x63757261  # any number, the same in every process
@@ -48,12 +55,29 @@ def has_wal_reset_bug(version: tuple[int, int, int]) -> bool:
 
 def _make_engine(url: URL) -> Engine:
     if url.get_backend_name() != "sqlite":
-        return sa.create_engine(url, pool_size=20, max_overflow=20, pool_pre_ping=True)
+        engine = sa.create_engine(url, pool_size=20, max_overflow=20)
+        sa.event.listen(engine, "checkin", _note_use)
+        sa.event.listen(engine, "checkout", _check_rested)
+        return engine
     engine = sa.create_engine(
         url, pool_size=20, max_overflow=30, connect_args={"check_same_thread": False}
     )  # fmt: skip
     sa.event.listen(engine, "connect", _prepare_sqlite)
     return engine
+
+
+def _note_use(_: object, record: ConnectionPoolEntry) -> None:
+    record.info["used_s"] = time.monotonic()
+
+
+def _check_rested(connection: psycopg.Connection, record: ConnectionPoolEntry, _: object) -> None:
+    """Ask a connection that has rested whether it still stands; SQLAlchemy's pre-ping would ask at every use."""
+    if time.monotonic() - record.info.get("used_s", math.inf) > _TRUSTED_S:
+        try:
+            connection.execute("")
+            connection.rollback()
+        except psycopg.OperationalError:
+            raise sa.exc.DisconnectionError from None  # the pool takes another
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _: object) -> None:
@@ -71,18 +95,27 @@ def _prepare_sqlite(connection: sqlite3.Connection, _: object) -> None:
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
     """One transaction that will write: on SQLite it holds the write lock from its first moment."""
-    sqlite = engine.dialect.name == "sqlite"
-    with _SQLITE_TURN if sqlite else nullcontext(), engine.connect() as connection, connection.begin():
-        if sqlite:
+    on_sqlite = engine.dialect.name == "sqlite"
+    with _SQLITE_TURN if on_sqlite else nullcontext(), engine.connect() as connection, connection.begin():
+        if on_sqlite:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         yield connection
 
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
-    """One connection to read from."""
+    """One connection to read from; on PostgreSQL without a transaction, whose begin and end are ways of their own."""
+    if engine.dialect.name == "postgresql":
+        engine = engine.execution_options(isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         yield connection
+
+
+def add_if_absent(connection: Connection, table: sa.Table, values: dict[str, Any]) -> bool:
+    """Insert a row unless one with its key is there; on PostgreSQL an insertion still under way is waited for."""
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    added = insert(table).values(values).on_conflict_do_nothing().returning(*table.primary_key)
+    return connection.execute(added).first() is not None
 
 
 def _migrate(engine: Engine) -> None:

@@ -5,6 +5,7 @@ when the database was lost. It is read a few hundred at a time, as the service h
 """
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -33,12 +34,12 @@ class Discovery:
         self._said: dict[str, str] = {}
         self._agreed: dict[str, tuple[int, int]] = {}
         self._looked_at = ""
+        self._known: set[str] = set()
 
     def discover(self, limit: int = _FOUND_AT_ONCE) -> list[str]:
         """Add jobs whose directories are not in the database: made by `curator run --data-dir`, or before a loss."""
-        known = self._store.ids()
         added: list[str] = []
-        for directory in list_jobs(self._settings.data_dir, known):
+        for directory in self._unknown():
             if len(added) == limit:  # the rest next time: the service has other things to do as well
                 break
             try:
@@ -51,6 +52,15 @@ class Discovery:
                     directory.path.name, f"job directory {directory.path} cannot be read and is left out: {error}"
                 )
         return added
+
+    def _unknown(self) -> list[JobDirectory]:
+        """Directories that the database has no job for; those once found there are not asked for again."""
+        folder = self._settings.jobs_dir
+        self._known &= set(os.listdir(folder) if folder.is_dir() else ())  # one that comes back is looked at anew
+        unknown = list_jobs(self._settings.data_dir, self._known)
+        found = self._store.present([directory.path.name for directory in unknown])
+        self._known |= found
+        return [directory for directory in unknown if directory.path.name not in found]
 
     def _say_once(self, name: str, message: str) -> None:
         if self._said.get(name) != message:
@@ -102,6 +112,7 @@ class Discovery:
 
     def reindex(self) -> int:
         """Forget all jobs and read them back from their directories; keys and sessions stay. Returns their number."""
+        self._known.clear()
         with writing(self._store.engine) as connection:
             connection.execute(jobs.delete())
             connection.execute(idempotency.delete())

@@ -8,10 +8,10 @@ HEAD is answered here too, from what GET answers, unless a route serves it itsel
 
 import logging
 import time
+from functools import partial
 from urllib.parse import quote
 
 import sqlalchemy as sa
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Match
@@ -60,7 +60,7 @@ class Gate:
             scope, send = {**scope, "method": "GET"}, _Bodiless(send)
         request = Request(scope, receive)
         guarded = _Guarded(send, self._metrics, scope)
-        limited = receive if request.url.path == _UPLOADS else _limited(receive)
+        limited = receive if scope["path"] == _UPLOADS else _limited(receive)
         try:
             refusal = await self._refuse(request)
             await (refusal or self._app)(scope, limited, guarded)
@@ -73,14 +73,16 @@ class Gate:
             await respond(problem, request.url.path)(scope, receive, guarded)
 
     async def _refuse(self, request: Request) -> Response | None:
-        path = request.url.path
+        path: str = request.scope["path"]
         if path in _OPEN or path.startswith(_STATIC):
             return None
         try:
             if answers_at_once(request, self._services):
                 request.state.principal = authenticate(request, self._services)
             else:
-                request.state.principal = await run_in_threadpool(authenticate, request, self._services)
+                request.state.principal = await self._services.threads.read(
+                    partial(authenticate, request, self._services)
+                )
         except Problem as problem:
             if problem.status == 401 and _is_page(request):
                 target = quote(path + (f"?{request.url.query}" if request.url.query else ""))

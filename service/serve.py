@@ -1,5 +1,6 @@
 """What `curator serve` does: open the database, show the first key once, and serve until it is told to stop."""
 
+import gc
 import json
 import logging
 import socket
@@ -75,6 +76,8 @@ def _open(settings: Settings) -> Services:
 
 def _run(services: Services, listener: socket.socket) -> None:
     server = _Server(_config(services))
+    gc.collect()
+    gc.freeze()  # modules and routes stay: going over them again and again would hold up requests
     try:
         server.run(sockets=[listener])
     except SystemExit:  # uvicorn's own status 3 would say "finished with quarantined rows"

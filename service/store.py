@@ -6,7 +6,6 @@ serves a request names the tenant, so that another tenant's job does not exist f
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +20,10 @@ from service.queue_view import QueueView
 from service.tables import idempotency, jobs
 from service.turns import choose_next
 
+_ASKED_AT_ONCE = 500
 _CLAIM_LOCK = 0x636C6169
+_ONE_JOB = sa.select(jobs).where(jobs.c.id == sa.bindparam("asked_id"))  # made once: these are asked all the time
+_TENANTS_JOB = _ONE_JOB.where(jobs.c.tenant == sa.bindparam("asked_tenant"))
 
 TRANSITIONS: Mapping[Status, frozenset[Status]] = {
     "queued": frozenset({"validating", "cancelling", "cancelled"}),
@@ -82,11 +84,9 @@ class Store:
 
     def job(self, job_id: str, tenant: str | None = None) -> Job | None:
         """One job; None also when it is another tenant's. Without a tenant, for the service's own work, any."""
-        query = sa.select(jobs).where(jobs.c.id == job_id)
-        if tenant is not None:
-            query = query.where(jobs.c.tenant == tenant)
         with reading(self.engine) as connection:
-            row = connection.execute(query).one_or_none()
+            query = _ONE_JOB if tenant is None else _TENANTS_JOB
+            row = connection.execute(query, {"asked_id": job_id, "asked_tenant": tenant}).one_or_none()
         return None if row is None else self._job(row)
 
     def page(
@@ -131,10 +131,14 @@ class Store:
         with reading(self.engine) as connection:
             return list(connection.execute(sa.select(jobs.c.output).where(others, elsewhere)).scalars())
 
-    def ids(self) -> set[str]:
-        """Ids of all jobs."""
+    def present(self, ids: Sequence[str]) -> set[str]:
+        """Those of the ids that are jobs here."""
+        found: set[str] = set()
         with reading(self.engine) as connection:
-            return set(connection.execute(sa.select(jobs.c.id)).scalars())
+            for start in range(0, len(ids), _ASKED_AT_ONCE):
+                query = sa.select(jobs.c.id).where(jobs.c.id.in_(ids[start : start + _ASKED_AT_ONCE]))
+                found.update(connection.execute(query).scalars())
+        return found
 
     def at_rest(self, after: str, limit: int) -> list[tuple[str, int]]:
         """Ids and epochs of the next jobs that nobody works on: they wait, or have ended."""
@@ -143,19 +147,16 @@ class Store:
         with reading(self.engine) as connection:
             return [(job_id, int(epoch)) for job_id, epoch in connection.execute(query)]
 
-    def count(
-        self,
-        states: Sequence[str] | frozenset[Status],
-        *,
-        tenant: str | None = None,
-        connection: Connection | None = None,
-    ) -> int:
-        """How many jobs are in these states."""
-        query = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.status.in_(states))
-        if tenant is not None:
-            query = query.where(jobs.c.tenant == tenant)
-        with reading(self.engine) if connection is None else nullcontext(connection) as used:
-            return int(used.execute(query).scalar_one())
+    def any_waits(self) -> bool:
+        """Whether a job is queued."""
+        with reading(self.engine) as connection:
+            return (
+                connection.execute(sa.select(jobs.c.id).where(jobs.c.status == "queued").limit(1)).first() is not None
+            )
+
+    def waiting(self, connection: Connection, tenant: str | None, limit: int) -> int:
+        """How many jobs wait, of a tenant or of all, for a decision by this limit."""
+        return self._queue.count(connection, tenant, limit)
 
     def counts(self) -> dict[str, int]:
         """How many jobs are in each state."""

@@ -20,7 +20,7 @@ from curator import storage
 from curator.errors import CuratorError, Superseded
 from curator.job_directory import JobDirectory, JobKind, JobRecord, Status, default_output, new_id, now
 from service.admission import AdmittedSpec, overlaps
-from service.database import lock_for_transaction, reading, writing
+from service.database import add_if_absent, lock_for_transaction, reading, writing
 from service.problems import Problem
 from service.settings import Settings
 from service.store import Job, Store
@@ -73,7 +73,7 @@ class Submissions:
                 return stored, True
             made = self._store.job(job_id, tenant)  # the answer was lost with the database, or before it was kept
             if made is not None:
-                return self._answer_again(made, answer), True
+                return self._answer_again(made, key, answer), True
         try:
             root = self._settings.output_root
             output = default_output(self._settings.data_dir, job_id) if root is None else storage.join(root, job_id)
@@ -91,33 +91,36 @@ class Submissions:
 
     def _reserve(self, tenant: str, key: str, body_sha256: str, job_id: str) -> tuple[str, dict[str, Any] | None]:
         mine = (idempotency.c.tenant == tenant) & (idempotency.c.key == key)
+        values = {"tenant": tenant, "key": key, "body_sha256": body_sha256, "job_id": job_id}
         with writing(self._store.engine) as connection:
-            lock_for_transaction(connection, _INSERT_LOCK)
-            row = connection.execute(sa.select(idempotency).where(mine)).one_or_none()
-            if row is None:
-                values = {"tenant": tenant, "key": key, "body_sha256": body_sha256, "job_id": job_id}
-                connection.execute(idempotency.insert().values(**values, reserved_at=time.time()))
+            if add_if_absent(connection, idempotency, values | {"reserved_at": time.time()}):
                 return job_id, None
-            if row.body_sha256 != body_sha256:
+            row = connection.execute(sa.select(idempotency).where(mine)).one_or_none()
+            if row is not None and row.body_sha256 != body_sha256:
                 raise Problem(
                     422, "idempotency_key_reused",
                     f"the Idempotency-Key {key!r} was used for another body; send a new key for a new job",
                 )  # fmt: skip
-            if row.answer is not None:
+            if row is not None and row.answer is not None:
                 return row.job_id, row.answer
-            if time.time() - row.reserved_at < _RESERVATION_S:
+            if row is None or time.time() - row.reserved_at < _RESERVATION_S or not self._inherit(connection, row):
                 detail = f"a request with the Idempotency-Key {key!r} is still at work; ask again in a moment"
                 raise Problem(409, "in_flight", detail, headers=_RETRY_LATER)
-            connection.execute(idempotency.update().where(mine).values(reserved_at=time.time()))
             return row.job_id, None
+
+    def _inherit(self, connection: Connection, row: Any) -> bool:
+        """Take over the reservation of a service that died; False if another request was faster."""
+        same = (idempotency.c.tenant == row.tenant) & (idempotency.c.key == row.key)
+        same &= idempotency.c.reserved_at == row.reserved_at
+        return connection.execute(idempotency.update().where(same).values(reserved_at=time.time())).rowcount == 1
 
     def _release(self, tenant: str, key: str, job_id: str) -> None:
         mine = (idempotency.c.tenant == tenant) & (idempotency.c.key == key) & (idempotency.c.job_id == job_id)
         with writing(self._store.engine) as connection:
             connection.execute(idempotency.delete().where(mine, idempotency.c.answer.is_(None)))
 
-    def _keep_answer(self, connection: Connection, job: Job, content: dict[str, Any]) -> None:
-        mine = (idempotency.c.tenant == job.tenant) & (idempotency.c.job_id == job.id)
+    def _keep_answer(self, connection: Connection, job: Job, key: str, content: dict[str, Any]) -> None:
+        mine = (idempotency.c.tenant == job.tenant) & (idempotency.c.key == key) & (idempotency.c.job_id == job.id)
         connection.execute(idempotency.update().where(mine).values(answer=content))
 
     def _check_apart(self, admitted: AdmittedSpec, tenant: str) -> None:
@@ -130,10 +133,11 @@ class Submissions:
             detail = f"output.uri: {admitted.output!r} is another job's; choose another place, or wait for its end"
             raise Problem(409, "output_taken", detail)
 
-    def _answer_again(self, job: Job, answer: Answer) -> dict[str, Any]:
+    def _answer_again(self, job: Job, key: str | None, answer: Answer) -> dict[str, Any]:
         content = answer(job, self._store.queue_positions([job]).get(job.id))
-        with writing(self._store.engine) as connection:
-            self._keep_answer(connection, job, content)
+        if key is not None:
+            with writing(self._store.engine) as connection:
+                self._keep_answer(connection, job, key, content)
         return content
 
     def _check_room(self, connection: Connection, tenant: str, more: int = 0) -> int:
@@ -141,7 +145,7 @@ class Submissions:
         counts = {}
         limits = ((None, self._settings.max_queued_jobs), (tenant, self._settings.tenant_queued_jobs))
         for whose, limit in limits:
-            counts[whose] = self._store.count(["queued"], tenant=whose, connection=connection)
+            counts[whose] = self._store.waiting(connection, whose, limit)
             if counts[whose] + more > limit:
                 who = "the service has" if whose is None else "you have"
                 detail = f"{who} {limit} jobs waiting, as many as may wait; submit again when some have started"
@@ -158,12 +162,12 @@ class Submissions:
                 job = self._store.insert(connection, record)
                 content = answer(job, self._check_room(connection, record.tenant))
                 if record.idempotency_key is not None:
-                    self._keep_answer(connection, job, content)
+                    self._keep_answer(connection, job, record.idempotency_key, content)
             return content
         except IntegrityError:  # found by the watcher, or left by a service that died here
             found = self._store.job(record.id)
             assert found is not None
-            return self._answer_again(found, answer)
+            return self._answer_again(found, record.idempotency_key, answer)
         except Problem:
             shutil.rmtree(path, ignore_errors=True)
             raise

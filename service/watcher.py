@@ -14,7 +14,6 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 from curator.errors import CuratorError, Superseded
 from curator.job_directory import ACTIVE, JobDirectory, Status
@@ -25,6 +24,7 @@ from service.metrics import Metrics
 from service.problems import Problem
 from service.progress import fold, has_published
 from service.settings import Settings
+from service.starter import LEASE_S, Starter, is_the_jobs_own, names
 from service.store import TRANSITIONS, Job, Store
 from service.submissions import Submissions
 from service.uploads import clear_abandoned
@@ -33,9 +33,7 @@ _ROUND_S = 0.3
 _DISCOVER_S = 3.0
 _RETENTION_S = 60.0
 _UPLOADS_S = 600.0
-_START_AGAIN_S = 5.0
 _RETIRED_AT_ONCE = 100
-_LEASE_S = 15.0
 _FORCE_AFTER_S = 6.0
 _EVENTS_AT_ONCE = 1000
 _log = logging.getLogger("curator.service")
@@ -61,7 +59,7 @@ class Watcher:
         self._due: dict[str, float] = {}
         self._said: dict[str, str] = {}
         self._ended = threading.Event()
-        self._start_after_s = 0.0
+        self._starter = Starter(settings, store, launcher, metrics, on_change, self._owner, self._fail)
         self._thread = threading.Thread(target=self._work, name="watcher", daemon=True)
         self.last_round_s = time.monotonic()
 
@@ -93,10 +91,10 @@ class Watcher:
         self._now_and_then(_RETENTION_S, self._retire)
         self._now_and_then(_UPLOADS_S, self._clear_uploads)
         mine = self._held()
-        self._now_and_then(_LEASE_S / 3, lambda: self._renew(mine))
+        self._now_and_then(LEASE_S / 3, lambda: self._renew(mine))
         for job in mine:
             self._attempt(self._look_after, job)
-        self._start_jobs()
+        self._starter.start_waiting()
 
     def _attempt(self, work: Callable[[Job], None], job: Job) -> None:
         """Do something for one job; whatever is wrong with it must not keep the others waiting."""
@@ -107,14 +105,14 @@ class Watcher:
             return
         except Exception as error:
             self._say_once(job, error)
-            if _is_the_jobs_own(error) and job.status in ACTIVE:
+            if is_the_jobs_own(error) and job.status in ACTIVE:
                 self._launcher.stop(job)
                 self._fail(job, f"the job's directory is damaged: {error}")
 
     def _say_once(self, job: Job, error: Exception) -> None:
         if self._said.get(job.id) != str(error):
             self._said[job.id] = str(error)
-            _log.error("job %s: %s", job.id, error, extra=_names(job))
+            _log.error("job %s: %s", job.id, error, extra=names(job))
 
     def _now_and_then(self, interval_s: float, work: Callable[[], None]) -> None:
         moment = time.monotonic()
@@ -143,7 +141,7 @@ class Watcher:
 
     def _held(self) -> list[Job]:
         """Active jobs that this service watches, those included whose watcher has died."""
-        held, until = [], time.time() + _LEASE_S
+        held, until = [], time.time() + LEASE_S
         for job in self._store.in_states(ACTIVE):
             if job.owner == self._owner:
                 held.append(job)
@@ -159,7 +157,7 @@ class Watcher:
 
     def _renew(self, mine: list[Job]) -> None:
         if mine:
-            self._store.renew(self._owner, [job.id for job in mine], time.time() + _LEASE_S)
+            self._store.renew(self._owner, [job.id for job in mine], time.time() + LEASE_S)
 
     def _clear_uploads(self) -> None:
         clear_abandoned(self._settings)
@@ -169,51 +167,13 @@ class Watcher:
         if days is None:
             return
         for job in self._store.ended_before(time.time() - days * 86400, _RETIRED_AT_ONCE):
-            _log.info("job %s is older than %g days and is deleted", job.id, days, extra=_names(job))
+            _log.info("job %s is older than %g days and is deleted", job.id, days, extra=names(job))
             try:
                 self._submissions.delete(job)
             except Problem:  # it has just been resumed
                 continue
             except (CuratorError, OSError) as error:  # the others are not to wait for it
                 self._say_once(job, error)
-
-    # -------------------------------------------------------------------------------------------- starting
-
-    def _start_jobs(self) -> None:
-        if time.monotonic() < self._start_after_s or not self._settings.max_running_jobs:
-            return
-        if not self._settings.jobs_dir.exists():  # a disk that is away is no fault of the jobs
-            return
-        if not self._store.count(["queued"]):
-            return  # asked first without a lock: claiming takes one
-        while job := self._store.claim(
-            self._owner, time.time() + _LEASE_S, self._settings.max_running_jobs, self._settings.tenant_running_jobs
-        ):
-            self._metrics.job_started(job)
-            self._on_change(job.id)
-            directory = JobDirectory(job.directory)
-            try:
-                directory.advance(job.epoch, {"status": "validating"}, attempt=job.attempt)
-                self._launcher.start(job)
-            except Superseded:
-                continue
-            except Exception as error:
-                _log.exception("job %s cannot be started", job.id, extra=_names(job))
-                if _is_the_jobs_own(error):
-                    self._fail(job, f"the job's driver cannot be started: {error}")
-                    continue
-                self._postpone(job)
-                return
-
-    def _postpone(self, job: Job) -> None:
-        """Put a job back for which the machine or the cluster had no room now: that must not fail the whole queue."""
-        self._start_after_s = time.monotonic() + _START_AGAIN_S
-        changed = self._store.move(job, "queued", epoch=job.epoch + 1, owner=None, lease_until=None)
-        if changed is not None:
-            state = {"status": "queued", "reason": "the driver could not be started now; the service tries again"}
-            with suppress(CuratorError, OSError):  # else `_agree` does it later
-                JobDirectory(job.directory).advance(changed.epoch, state)
-            self._on_change(job.id)
 
     # -------------------------------------------------------------------------------------------- following
 
@@ -269,7 +229,7 @@ class Watcher:
                 job, f"the job's driver died {relaunches} times in a row without getting further; its log says more"
             )
             return
-        _log.warning("job %s: its driver has died or fallen silent; it is started again", job.id, extra=_names(job))
+        _log.warning("job %s: its driver has died or fallen silent; it is started again", job.id, extra=names(job))
         changed = self._store.move(
             job, "queued", epoch=job.epoch + 1, relaunches=relaunches, progress=None, owner=None, lease_until=None
         )
@@ -307,14 +267,3 @@ class Watcher:
         del self._stopping[job.id]
         directory.append(job.epoch, "state", conclude(directory.record()))
         self._follow(job)
-
-
-def _names(job: Job) -> dict[str, object]:
-    """What a line of the log carries of a job."""
-    return {"job": job.id, "attempt": job.attempt}
-
-
-def _is_the_jobs_own(error: Exception) -> bool:
-    """Whether an error is of this job's own directory, which is damaged or gone, and no outage that will pass."""
-    causes = (error, error.__cause__)
-    return any(isinstance(cause, FileNotFoundError | NotADirectoryError | ValueError | KeyError) for cause in causes)

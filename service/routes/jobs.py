@@ -100,7 +100,7 @@ async def submit_job(
         headers = {"Location": f"/v1/jobs/{answer['id']}", "Cache-Control": "no-store"}
         return JSONResponse(answer, 202, headers | ({"Idempotency-Replayed": "true"} if replayed else {}))
 
-    return await run_in_threadpool(submit)
+    return await context.threads.write(submit)
 
 
 @router.post(
@@ -167,7 +167,7 @@ async def get_job(
         return job, _answer(context, job)
 
     with context.changes.of(job_id) as changed:
-        job, answer = await run_in_threadpool(look)
+        job, answer = await context.threads.read(look)
         known = if_none_match or (answer.headers["etag"] if wait else "")
         while not job.terminal and _names(known, answer.headers["etag"]):
             left = deadline - asyncio.get_running_loop().time()
@@ -176,7 +176,7 @@ async def get_job(
             with suppress(TimeoutError):  # another service may have changed it
                 await asyncio.wait_for(changed.wait(), min(left, _LEAST_LOOK_S))
             changed.clear()
-            job, answer = await run_in_threadpool(look)
+            job, answer = await context.threads.read(look)
     if if_none_match is not None and _names(if_none_match, answer.headers["etag"]):
         return Response(status_code=304, headers={"ETag": answer.headers["etag"], "Cache-Control": "no-cache, private"})
     return answer

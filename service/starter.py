@@ -1,0 +1,88 @@
+"""Starting jobs that wait, in fair turns; part of the watcher's round."""
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from curator.errors import CuratorError, Superseded
+from curator.job_directory import JobDirectory
+from service.launcher import Launcher
+from service.metrics import Metrics
+from service.settings import Settings
+from service.store import Job, Store
+
+LEASE_S = 15.0
+"""How long a service holds a job without renewing."""
+_START_AGAIN_S = 5.0
+_log = logging.getLogger("curator.service")
+
+
+class Starter:
+    """Claims waiting jobs and starts their drivers, as many as may run."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        launcher: Launcher,
+        metrics: Metrics,
+        on_change: Callable[[str], None],
+        owner: str,
+        fail: Callable[[Job, str], None],
+    ) -> None:
+        self._settings, self._store, self._launcher, self._metrics = settings, store, launcher, metrics
+        self._on_change, self._owner, self._fail = on_change, owner, fail
+        self._start_after_s = 0.0
+
+    def start_waiting(self) -> None:
+        """Start jobs until none waits or there is no room."""
+        if time.monotonic() < self._start_after_s or not self._settings.max_running_jobs:
+            return
+        if not self._settings.jobs_dir.exists():  # a disk that is away is no fault of the jobs
+            return
+        if not self._store.any_waits():
+            return  # asked first without a lock: claiming takes one
+        while job := self._store.claim(
+            self._owner, time.time() + LEASE_S, self._settings.max_running_jobs, self._settings.tenant_running_jobs
+        ):
+            self._metrics.job_started(job)
+            self._on_change(job.id)
+            if not self._start(job):
+                return
+
+    def _start(self, job: Job) -> bool:
+        """Start a job's driver; False if nothing can be started now."""
+        try:
+            JobDirectory(job.directory).advance(job.epoch, {"status": "validating"}, attempt=job.attempt)
+            self._launcher.start(job)
+        except Superseded:
+            return True
+        except Exception as error:
+            _log.exception("job %s cannot be started", job.id, extra=names(job))
+            if not is_the_jobs_own(error):
+                self._postpone(job)
+                return False
+            self._fail(job, f"the job's driver cannot be started: {error}")
+        return True
+
+    def _postpone(self, job: Job) -> None:
+        """Put a job back for which the machine or the cluster had no room now: that must not fail the whole queue."""
+        self._start_after_s = time.monotonic() + _START_AGAIN_S
+        changed = self._store.move(job, "queued", epoch=job.epoch + 1, owner=None, lease_until=None)
+        if changed is not None:
+            state = {"status": "queued", "reason": "the driver could not be started now; the service tries again"}
+            with suppress(CuratorError, OSError):  # else the watcher does it later
+                JobDirectory(job.directory).advance(changed.epoch, state)
+            self._on_change(job.id)
+
+
+def names(job: Job) -> dict[str, object]:
+    """What a line of the log carries of a job."""
+    return {"job": job.id, "attempt": job.attempt}
+
+
+def is_the_jobs_own(error: Exception) -> bool:
+    """Whether an error is of this job's own directory, which is damaged or gone, and no outage that will pass."""
+    causes = (error, error.__cause__)
+    return any(isinstance(cause, FileNotFoundError | NotADirectoryError | ValueError | KeyError) for cause in causes)
