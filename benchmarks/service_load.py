@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import os
 import random
 import resource
@@ -74,7 +75,7 @@ def service(folder: Path, database_url: str | None) -> Iterator[tuple[str, str, 
 
 
 async def drive(url: str, key: str, seconds: float, spec: dict[str, Any]) -> list[tuple[str, float, int]]:
-    """Kind, latency in ms and status of every request."""
+    """Kind, latency in ms and status of every request; `lost` are those whose connection broke."""
     done: list[tuple[str, float, int]] = []
     ids: list[str] = []
     headers = {"Authorization": f"Bearer {key}"}
@@ -100,7 +101,11 @@ async def drive(url: str, key: str, seconds: float, spec: dict[str, Any]) -> lis
                 due = began + phase + second
                 await asyncio.sleep(max(due - time.perf_counter(), 0))
                 tasks.append(asyncio.create_task(write(due, f"{name}-{second}") if writes else read(due)))
-            await asyncio.gather(*tasks)
+            for ended in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(ended, aiohttp.ClientError):
+                    done.append(("lost", math.inf, 0))
+                elif isinstance(ended, BaseException):
+                    raise ended
 
         await write(time.perf_counter(), "first")
         done.clear()

@@ -26,7 +26,7 @@ from service.settings import Settings
 
 _BUSY_TIMEOUT_MS = 5000
 _TRUSTED_S = 1.0
-_SQLITE_TURN = threading.RLock()  # writers of this process queue up here: SQLite would let them sleep and try again
+_SQLITE_TURN = threading.RLock()  # this process queues up here: SQLite would let it sleep and try again
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _MIGRATION_LOCK = 0x63757261  # any number, the same in every process
 
@@ -51,6 +51,10 @@ def has_wal_reset_bug(version: tuple[int, int, int]) -> bool:
     if version < (3, 7, 0) or version >= (3, 51, 3):
         return False
     return not ((3, 50, 7) <= version < (3, 51, 0) or (3, 44, 6) <= version < (3, 45, 0))
+
+
+def _journal() -> str:
+    return "DELETE" if has_wal_reset_bug(sqlite3.sqlite_version_info[:3]) else "WAL"
 
 
 def _make_engine(url: URL) -> Engine:
@@ -82,10 +86,9 @@ def _check_rested(connection: psycopg.Connection, record: ConnectionPoolEntry, _
 
 def _prepare_sqlite(connection: sqlite3.Connection, _: object) -> None:
     connection.isolation_level = None  # transactions begin where `writing` says, not where the driver thinks
-    journal = "DELETE" if has_wal_reset_bug(sqlite3.sqlite_version_info[:3]) else "WAL"
     for statement in (
         f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}",
-        f"PRAGMA journal_mode={journal}",
+        f"PRAGMA journal_mode={_journal()}",
         "PRAGMA synchronous=FULL",
         "PRAGMA foreign_keys=ON",
     ):
@@ -104,10 +107,16 @@ def writing(engine: Engine) -> Iterator[Connection]:
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
-    """One connection to read from; on PostgreSQL without a transaction, whose begin and end are ways of their own."""
+    """One connection to read from, for a moment.
+
+    On PostgreSQL without a transaction, whose begin and end are ways of their own. With SQLite's rollback journal
+    readers take turns with the writers of this process: a commit waits for all readers to leave, asleep and trying
+    again, and a stream of them can keep it, and everyone behind it, waiting for seconds.
+    """
     if engine.dialect.name == "postgresql":
         engine = engine.execution_options(isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
+    in_turn = engine.dialect.name == "sqlite" and _journal() == "DELETE"
+    with _SQLITE_TURN if in_turn else nullcontext(), engine.connect() as connection:
         yield connection
 
 

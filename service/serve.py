@@ -21,6 +21,7 @@ from service.settings import Settings
 
 _STOP_WITHIN_S = 5
 _BACKLOG = 2048
+_KEEP_ALIVE_S = 75  # longer than clients and proxies keep a connection, else one is closed under a request on its way
 _CANNOT_START = (OSError, RuntimeError, ImportError, ValueError, sa.exc.SQLAlchemyError, CommandError)
 
 
@@ -109,7 +110,8 @@ def _config(services: Services) -> uvicorn.Config:
     settings = services.settings
     return uvicorn.Config(
         build_app(services), host=settings.host, port=settings.port, log_config=None, access_log=False,
-        server_header=False, timeout_graceful_shutdown=_STOP_WITHIN_S, http="httptools", loop="uvloop",
+        server_header=False, timeout_graceful_shutdown=_STOP_WITHIN_S,
+        timeout_keep_alive=_KEEP_ALIVE_S, http="httptools", loop="uvloop",
     )  # fmt: skip
 
 

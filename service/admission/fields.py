@@ -29,7 +29,7 @@ from curator.scorers import BigramModel, OpenAIModel
 from curator.scorers.openai import OpenAIArguments
 from curator.spec import CurationSpec, RunConfig
 from curator.tokens.tokenizer import TokensConfig
-from curator.training.spec import TrainSpec
+from curator.training.spec import LoraOptions, TrainRun, TrainSpec
 
 Meaning = Literal[
     "text",  # a name or a label: opens nothing
@@ -37,6 +37,7 @@ Meaning = Literal[
     "files",  # a file or glob to read
     "data_set",  # a hub data set, a folder or a builder
     "data_files",  # files of a data set
+    "curated",  # the folder of a curated dataset
     "output",  # a folder to write
     "model",
     "bigram_model",
@@ -58,7 +59,10 @@ MEANINGS: Mapping[tuple[type[BaseModel], str], Meaning] = {
     (ParquetOutput, "columns"): "text",
     (TrainSpec, "base"): "model",
     (TrainSpec, "revision"): "revision",
+    (TrainSpec, "dataset"): "curated",
     (TrainSpec, "output"): "output",
+    (TrainRun, "address"): "cluster",
+    (LoraOptions, "target_modules"): "text",
     **{(RowFields, name): "text" for name in ("text_field", "source_field", "id_field", "columns")},
     (JsonlCorpus, "uri"): "files",
     (ParquetCorpus, "uri"): "files",

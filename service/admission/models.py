@@ -86,10 +86,15 @@ def check_data_set(corpus: Mapping[str, Any], places: Places, allowed: Iterable[
         return revision
     if not _is_place(path):
         return find_revision(path, revision, allowed, "allow_datasets")
-    places.check(path, "folder")
-    if not REMOTE.match(path):
-        places.check_tree(path)
+    check_folder(path, places)
     return revision
+
+
+def check_folder(folder: str, places: Places) -> None:
+    """Refuse a folder to read that is not allowed, or from which a link leads to a place that is not."""
+    places.check(folder, "folder")
+    if not REMOTE.match(folder):
+        places.check_tree(folder)
 
 
 def check_data_file(file: str, data_set: Any, places: Places) -> None:

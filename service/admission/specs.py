@@ -27,6 +27,7 @@ from service.admission.models import (
     check_data_file,
     check_data_set,
     check_engine_argument,
+    check_folder,
     check_label,
     check_model,
     check_tokenizer,
@@ -92,8 +93,7 @@ def admit(
     ready = _fill_output(content, kind, job_output)
     judge.look(find_texts(_CONFIGS[kind], ready), ready)
     judge.refuse()
-    if kind == "curate":
-        _settle_run(ready, settings)
+    _settle_run(ready, kind, settings)
     spec = _parse(ready, kind)
     judge.look(find_texts(_CONFIGS[kind], spec.model_dump(mode="json")), ready)
     judge.refuse()
@@ -151,6 +151,8 @@ class _Judge:
                 return _revision_of(found, check_data_set(found.beside, places, settings.allow_datasets))
             case "data_files":
                 check_data_file(value, found.beside.get("path"), places)
+            case "curated":
+                check_folder(value, places)
             case "output":
                 if value != self._job_output:
                     places.check(value, "write")
@@ -230,15 +232,16 @@ def _fill_output(content: dict[str, Any], kind: JobKind, job_output: str) -> dic
     return ready
 
 
-def _settle_run(ready: dict[str, Any], settings: Settings) -> None:
+def _settle_run(ready: dict[str, Any], kind: JobKind, settings: Settings) -> None:
     """Choose the cluster, and lower the number of workers to what a job may have."""
     run = ready.get("run", {})
     if not isinstance(run, dict):
         return
     most, ready["run"] = settings.max_workers_per_job, {**run, "address": _address(settings)}
     if most is not None:
-        for name in ("workers", "max_workers"):
-            asked = run.get(name, most if name == "max_workers" else "auto")
+        defaults = {"workers": "auto", "max_workers": most} if kind == "curate" else {"workers": 1}
+        for name, default in defaults.items():
+            asked = run.get(name, default)
             ready["run"][name] = min(asked, most) if isinstance(asked, int) and not isinstance(asked, bool) else asked
 
 
