@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export HF_HUB_OFFLINE = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help setup demo check test system soak bench bench-scoring lock clean
+.PHONY: help setup demo check test test-trainers system soak bench bench-scoring bench-efficacy lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -39,6 +39,9 @@ check: setup ## Lint, types and quick tests: under two minutes
 test: check system ## Everything that CI runs
 	$(BIN)/pytest -m slow
 
+test-trainers: setup ## Train a canary with each real trainer, one environment each; TRAINERS="olmo_core tinker"
+	bash tests/trainers/run.sh $(BIN)/python $(TRAINERS)
+
 system: ## What tests need from Debian, where it is not there yet: a browser, nginx, curl
 	mkdir -p build
 	{ command -v chromium && command -v curl && test -x /usr/sbin/nginx; } > /dev/null || \
@@ -49,7 +52,10 @@ soak: setup ## The long forms of the fault tests
 	CURATOR_SOAK=1 $(BIN)/pytest -m slow tests/test_faults.py tests/service/faults tests/service/test_openapi.py
 
 bench: bench-scoring ## Measure speed, memory and size; figures go to benchmarks/results/
-	for name in selection storage_size memory downloads service_load; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in selection storage_size memory losses downloads service_load; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+bench-efficacy: setup ## Do the weights help? Rho-1 in small; FULL=--full for all arms, SIZE=124m on a GPU
+	$(BIN)/python benchmarks/efficacy/run.py --size $(or $(SIZE),4m) $(FULL)
 
 bench-scoring: setup $(BENCH)/ready ## Our scorers beside other ways to score, 18 minutes; SCORING="--sections limit"
 	$(BIN)/python benchmarks/scoring.py --harness $(BENCH)/bin/python $(SCORING)

@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failed, 2 bad spec or usage, 3 finished with quarantined r
 """
 
 import json
+import os
 import sys
 import webbrowser
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from curator import remote
 from curator.errors import CuratorError, OutputError, SpecError
+from curator.training import check_command
 
 FAILED, BAD_USAGE, QUARANTINED, INTERRUPTED = 1, 2, 3, 130
 
@@ -147,6 +149,25 @@ def report(directory: Directory) -> None:
 
 
 @app.command()
+def export(
+    directory: Directory,
+    form: Annotated[str, typer.Option("--for", metavar="NAME", help="trainer, such as axolotl, megatron or tinker")],
+    output: Annotated[str, typer.Option(help="local folder of the export, absent or empty")],
+    sequence_length: Annotated[
+        int | None, typer.Option(help="pack to this many tokens; for trainers that pack by themselves, cut to it")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="of the order of rows [default: as in the files]")] = None,
+) -> None:
+    """Write a dataset in the form that a trainer reads; its README says how to use it."""
+    from curator.export import GUIDE, export_dataset
+
+    record = export_dataset(directory, form, output, sequence_length=sequence_length, seed=seed)
+    out.print(f"export     {output} for {record.kind}; how to use it is in {GUIDE}")
+    out.print(f"rows       {record.rows:,} in {record.sequences:,} sequences ({record.skipped_rows:,} rows skipped)")
+    out.print(f"tokens     {record.tokens:,}, kept {record.kept_tokens:,}, weight {record.weight_sum:,.6g}")
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON schema of a spec."""
     from curator.spec import CurationSpec
@@ -165,12 +186,15 @@ def train_reference(spec: SpecPath) -> None:
 
     train_spec = validate(TypeAdapter(TrainSpec), read_mapping(spec), spec)
     result = train_reference(train_spec)
-    out.print(f"reference  {result.output}")
-    if result.bad_rows:
+    if os.environ.get("RANK", "0") == "0":
+        out.print(f"reference  {result.output}")
+    # A launcher takes any exit status but 0 for a failure of the group; the counts are in training.json.
+    if result.bad_rows and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         raise typer.Exit(QUARANTINED)
 
 
 remote.register(app)
+check_command.register(app)
 
 
 @app.command()

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CURATOR = ROOT / "curator"
 SERVICE = ROOT / "service"
-PLUGIN_FOLDERS = ("corpora", "scorers", "policies", "outputs")
+PLUGIN_FOLDERS = ("corpora", "scorers", "policies", "outputs", "exports")
 HEAVY = ("ray", "torch", "transformers", "vllm", "datasets", "fastapi", "httpx")
 
 
@@ -46,9 +46,9 @@ def plugins(folder: str) -> list[Path]:
     return [path for path in sorted((CURATOR / folder).glob("*.py")) if tag in path.read_text()]
 
 
-def test_ray_is_imported_only_in_cluster_and_in_the_services_launcher() -> None:
+def test_ray_is_imported_only_in_cluster_in_ray_train_and_in_the_services_launcher() -> None:
     found = {relative(path) for path in [*modules(), *modules(SERVICE)] if uses(path, "ray")}
-    assert found == {"curator/cluster.py", "service/launcher.py"}
+    assert found == {"curator/cluster.py", "curator/training/ray_train.py", "service/launcher.py"}
 
 
 def test_the_service_runs_no_engine_itself() -> None:

@@ -1,6 +1,7 @@
-"""Training with curated data: losses, the collator, and training a reference model.
+"""Training with curated data: losses, trainers that use them, and training a reference model.
 
-`from curator.training import weighted_cross_entropy, selective_loss` needs torch (extra `transformers` or `train`).
+`from curator.training import weighted_cross_entropy, selective_loss` needs torch (extra `transformers` or `train`);
+`WeightedSFTTrainer` needs TRL, `WeightedModule` Lightning.
 """
 
 from importlib import import_module
@@ -8,15 +9,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from curator.training.collator import Collator
+    from curator.training.fused import (
+        fused_selective_loss,
+        fused_weighted_cross_entropy,
+        hidden_instead_of_logits,
+    )
     from curator.training.hf_trainer import WeightedTrainer
+    from curator.training.lightning_module import WeightedModule
     from curator.training.losses import selective_loss, weighted_cross_entropy
+    from curator.training.objective import Objective
     from curator.training.reference import train_reference
     from curator.training.spec import TrainSpec
+    from curator.training.trl_trainer import WeightedSFTTrainer
 
 __all__ = [
     "Collator",
+    "Objective",
     "TrainSpec",
+    "WeightedModule",
+    "WeightedSFTTrainer",
     "WeightedTrainer",
+    "fused_selective_loss",
+    "fused_weighted_cross_entropy",
+    "hidden_instead_of_logits",
     "selective_loss",
     "train_reference",
     "weighted_cross_entropy",
@@ -24,8 +39,14 @@ __all__ = [
 
 _HOMES = {
     "Collator": "collator",
+    "Objective": "objective",
     "TrainSpec": "spec",
+    "WeightedModule": "lightning_module",
+    "WeightedSFTTrainer": "trl_trainer",
     "WeightedTrainer": "hf_trainer",
+    "fused_selective_loss": "fused",
+    "fused_weighted_cross_entropy": "fused",
+    "hidden_instead_of_logits": "fused",
     "selective_loss": "losses",
     "train_reference": "reference",
     "weighted_cross_entropy": "losses",

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from transformers import TrainerCallback
 
+from curator.training import distributed
+
 _LINE_EVERY_S = 5.0
 
 
@@ -27,13 +29,13 @@ class Clock:
     elapsed_s: float = 0.0
 
     def start(self) -> None:
-        """Training begins."""
-        self.started = time.monotonic()
+        """Training begins, or goes on."""
+        self.started = time.monotonic() - self.elapsed_s
 
     def tick(self) -> None:
         """A step ended."""
         self.step += 1
-        self.elapsed_s = time.monotonic() - self.started
+        self.elapsed_s = distributed.of_main(time.monotonic() - self.started)
 
     @property
     def progress(self) -> float:
@@ -52,25 +54,35 @@ class Clock:
 
 @dataclass
 class Report(TrainerCallback):  # type: ignore[misc]
-    """Moves the clock, stops at its limit and says a line every few seconds."""
+    """Moves the clock, stops at its limit and says a line every few seconds.
+
+    Attributes:
+        clock: what it moves.
+        tokens_of: tokens of a step, from 0.
+        say: takes lines.
+        tokens: seen so far, repeated ones counted again.
+    """
 
     clock: Clock
+    tokens_of: Callable[[int], int]
     say: Callable[[str], None]
     tokens: int = 0
     losses: list[float] = field(default_factory=list)
     said_at: float = -math.inf
+    began_with: tuple[int, float] = (0, 0.0)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock."""
+        self.began_with = self.tokens, self.clock.elapsed_s
         self.clock.start()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move the clock: here, since the schedule is asked for the next learning rate right after."""
+        self.tokens += self.tokens_of(self.clock.step)
         self.clock.tick()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Count tokens, and stop when time is up."""
-        self.tokens = int(state.num_input_tokens_seen)
+        """Stop when time is up."""
         control.should_training_stop |= self.clock.over
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
@@ -80,7 +92,8 @@ class Report(TrainerCallback):  # type: ignore[misc]
         self.losses.append(logs["loss"])
         clock = self.clock
         if clock.over or clock.step == clock.total_steps or clock.elapsed_s - self.said_at >= _LINE_EVERY_S:
-            rate, left = self.tokens / clock.elapsed_s, clock.elapsed_s * (1 / clock.progress - 1)
+            tokens, since = self.began_with
+            rate, left = (self.tokens - tokens) / (clock.elapsed_s - since), clock.elapsed_s * (1 / clock.progress - 1)
             self.say(
                 f"step {clock.step:,} of at most {clock.total_steps:,}  loss {np.mean(self.losses):.4f}  "
                 f"{self.tokens:,} tokens  {rate:,.0f} tokens/s  {left:,.0f} s left"

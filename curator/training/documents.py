@@ -1,10 +1,11 @@
-"""Good data for a reference model: from a corpus to micro-batches of token rows.
+"""Good data for a reference model: from a corpus or a curated dataset to micro-batches of token rows.
 
 A document is cut into consecutive rows, each beginning with the last token of the row before, so every token but the
 first of a document is predicted exactly once and none is truncated away. A row holds tokens of one document only, so
 documents never see each other. Rows of like length share a micro-batch, which keeps padding small.
 
-Invariant: every row of the corpus is either learned, held out, or counted by reason. Memory: 4 bytes a token.
+Invariant: every row of the data is either learned, held out, or counted by reason. Memory: 4 bytes a token, 8 with
+weights.
 """
 
 import hashlib
@@ -12,30 +13,73 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 
-from curator.data import BadRow, Corpus, Document, IntArray
+from curator import storage
+from curator.data import BadRow, Corpus, Document, FloatArray, IntArray
+from curator.errors import OutputError, TrainingError
+from curator.manifest import ShardFolder, read_manifest
 from curator.tokens.tokenizer import Tokenizer
+from curator.training.epochs import read_epoch
 
 _SPLIT_BYTES = 1 << 28
 _ENCODED_AT_ONCE = 512
 _EXAMPLES = 3
 
 
-@dataclass
-class GoodData:
-    """The documents of a corpus as token ids, and what could not become one.
+class Tokens(Protocol):
+    """What can be cut into rows: an array of ids, or ids with weights."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> Self: ...
+
+
+AnyTokens = TypeVar("AnyTokens", bound=Tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedTokens:
+    """A document of a curated dataset, or a row of one.
 
     Attributes:
-        documents: ids, each of shape (T,) with T >= 2.
-        bad_rows: how many rows were lost, by reason.
-        examples: the first of them in words.
+        ids_T: token ids.
+        weights_T: how much predicting each of them counts; that of the first is never looked at.
     """
 
-    documents: list[IntArray] = field(default_factory=list)
+    ids_T: IntArray
+    weights_T: FloatArray
+
+    def __len__(self) -> int:
+        return len(self.ids_T)
+
+    def __getitem__(self, part: slice) -> "WeightedTokens":
+        return WeightedTokens(self.ids_T[part], self.weights_T[part])
+
+
+Example = IntArray | WeightedTokens
+"""Ids of which every one weighs 1, or ids with weights."""
+
+
+@dataclass
+class GoodData:
+    """Documents as token ids, and what could not become one.
+
+    Attributes:
+        documents: each of T >= 2 tokens.
+        bad_rows: how many rows were lost, by reason.
+        examples: the first of them in words.
+        unweighted_rows: documents of a curated dataset without a kept token; nothing is learned from them.
+        bos_id: the token that begins each document of a curated dataset, if any.
+    """
+
+    documents: list[Example] = field(default_factory=list)
     bad_rows: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
+    unweighted_rows: int = 0
+    bos_id: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -43,11 +87,13 @@ class GoodData:
         return sum(map(len, self.documents))
 
     def digest(self) -> str:
-        """Sha256 over the ids: the same data gives the same digest, wherever it lies."""
+        """Sha256 over the ids (and weights): the same data gives the same digest, wherever it lies."""
         digest = hashlib.sha256()
-        for ids in self.documents:
-            digest.update(len(ids).to_bytes(8, "little"))
-            digest.update(ids.astype("<i4").tobytes())
+        for document in self.documents:
+            digest.update(len(document).to_bytes(8, "little"))
+            digest.update(ids_of(document).astype("<i4").tobytes())
+            if isinstance(document, WeightedTokens):
+                digest.update(document.weights_T.astype("<f4").tobytes())
         return digest.hexdigest()
 
     def lose(self, bad: BadRow) -> None:
@@ -56,6 +102,16 @@ class GoodData:
         if len(self.examples) < _EXAMPLES:
             row = "" if bad.row is None else f" row {bad.row}"
             self.examples.append(f"{bad.file}{row}: {bad.reason} {bad.detail}".rstrip())
+
+
+def ids_of(example: Example) -> IntArray:
+    """Token ids, shape (T,)."""
+    return example.ids_T if isinstance(example, WeightedTokens) else example
+
+
+def weights_of(example: Example) -> FloatArray:
+    """Weights, shape (T,)."""
+    return example.weights_T if isinstance(example, WeightedTokens) else np.ones(len(example), np.float32)
 
 
 def read_documents(corpus: Corpus, tokenizer: Tokenizer) -> GoodData:
@@ -85,38 +141,83 @@ def _read_rows(corpus: Corpus) -> Iterator[Document | BadRow]:
             yield row
 
 
-def hold_out(documents: Sequence[IntArray], fraction: float, seed: int) -> tuple[list[IntArray], list[IntArray]]:
-    """Set whole documents aside until they hold `fraction` of the tokens; at least one is left to train on.
+def read_dataset(directory: str, tokenizer: Tokenizer) -> GoodData:
+    """Read a whole curated dataset, ids and weights.
+
+    Args:
+        directory: folder or URI with manifest.json.
+        tokenizer: the base's.
+
+    Raises:
+        OutputError: there is no finished dataset in `directory`, or it is damaged.
+        TrainingError: its tokens are of another tokenizer.
+    """
+    root = storage.absolute(directory)
+    manifest = read_manifest(root)
+    if manifest.content != "dataset":
+        raise OutputError(f"{root!r} holds {manifest.content} without tokens; name the dataset it was selected from")
+    if manifest.tokenizer.get("fingerprint") != tokenizer.fingerprint:
+        raise TrainingError(
+            f"dataset {directory!r} has tokens of {manifest.tokenizer.get('source')!r}, which is not the base's "
+            "tokenizer (their fingerprints differ); name a base of that tokenizer, or train on the texts by corpus"
+        )
+    data = GoodData(bos_id=manifest.tokenizer.get("bos_id"))
+    shards = sorted(manifest.shards, key=lambda shard: shard.number)
+    folder = ShardFolder(root=root, name="curated")
+    strange = [shard.file for shard in shards if shard.file != folder.file(shard.number)]
+    if strange:
+        raise OutputError(f"the manifest of {root!r} names {strange[0]!r} as a shard, which no dataset of ours has")
+    for _, row in read_epoch(root, shards, 0, 0, 0, sum(shard.rows for shard in shards)):
+        if row["token_weights"][1:].any():
+            data.documents.append(WeightedTokens(row["input_ids"].astype(np.int32), row["token_weights"]))
+        else:
+            data.unweighted_rows += 1
+    return data
+
+
+def hold_out(documents: Sequence[AnyTokens], fraction: float, seed: int) -> tuple[list[AnyTokens], list[AnyTokens]]:
+    """Set whole documents aside until they hold about `fraction` of the tokens; at least one is left to train on.
+
+    A document that would lead further above the share than it is missed without it is left to train on; if all would,
+    the shortest is held out alone.
 
     Returns:
         Documents to train on, and those held out.
     """
-    wanted = fraction * sum(map(len, documents))
+    missing = fraction * sum(map(len, documents))
     held: set[int] = set()
-    tokens = 0
-    for index in np.random.default_rng([seed, 1]).permutation(len(documents)).tolist():
-        if tokens >= wanted or len(held) == len(documents) - 1:
+    order = np.random.default_rng([seed, 1]).permutation(len(documents)).tolist()
+    for index in order:
+        if missing <= 0 or len(held) == len(documents) - 1:
             break
-        held.add(index)
-        tokens += len(documents[index])
-    train = [ids for index, ids in enumerate(documents) if index not in held]
+        if len(documents[index]) <= 2 * missing:
+            held.add(index)
+            missing -= len(documents[index])
+    if missing > 0 and not held and len(documents) > 1:
+        held.add(min(order, key=lambda index: len(documents[index])))
+    train = [document for index, document in enumerate(documents) if index not in held]
     return train, [documents[index] for index in sorted(held)]
 
 
-def cut_rows(documents: Sequence[IntArray], sequence_length: int) -> list[IntArray]:
-    """Cut documents into rows of at most `sequence_length` tokens that overlap by one token."""
+def cut_rows(documents: Sequence[AnyTokens], sequence_length: int) -> list[AnyTokens]:
+    """Cut documents into rows of at most `sequence_length` tokens that overlap by one; rows without weight are left."""
     step = sequence_length - 1
-    return [ids[start : start + sequence_length] for ids in documents for start in range(0, len(ids) - 1, step)]
+    rows = [
+        document[start : start + sequence_length]
+        for document in documents
+        for start in range(0, len(document) - 1, step)
+    ]
+    return [row for row in rows if not isinstance(row, WeightedTokens) or row.weights_T[1:].any()]
 
 
-def make_batches(rows: Sequence[IntArray], micro_batch_tokens: int, seed: int) -> list[list[IntArray]]:
+def make_batches(rows: Sequence[AnyTokens], micro_batch_tokens: int, seed: int) -> list[list[AnyTokens]]:
     """Group rows of like length into micro-batches of at most `micro_batch_tokens` tokens, padding included.
 
     A row that is longer than that makes a micro-batch of its own.
     """
     ties = np.random.default_rng([seed, 2]).permutation(len(rows))
-    batches: list[list[IntArray]] = []
-    batch: list[IntArray] = []
+    batches: list[list[AnyTokens]] = []
+    batch: list[AnyTokens] = []
     for index in sorted(range(len(rows)), key=lambda i: (-len(rows[i]), ties[i])):
         if batch and (len(batch) + 1) * len(batch[0]) > micro_batch_tokens:
             batches.append(batch)

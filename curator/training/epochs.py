@@ -69,7 +69,7 @@ def _read_shard(root: str, shard: ShardEntry, seed: list[int], start: int, stop:
             chosen = order[max(0, start - first) : max(0, stop - first)]
             first += rows
             if len(chosen):
-                yield from _read_rows(parquet, groups, chosen, shard)
+                yield from read_rows(parquet, groups, chosen, shard)
 
 
 def _windows(metadata: Any, random: np.random.Generator, window_rows: int) -> Iterator[tuple[list[int], int]]:
@@ -87,9 +87,14 @@ def _windows(metadata: Any, random: np.random.Generator, window_rows: int) -> It
         yield groups, rows
 
 
-def _read_rows(
+def read_rows(
     parquet: pq.ParquetFile, groups: list[int], chosen: npt.NDArray[np.int64], shard: ShardEntry
 ) -> Iterator[tuple[str, Row]]:
+    """Id and token columns of the rows numbered `chosen` within these row groups, in that order.
+
+    Raises:
+        OutputError: the shard is damaged, or its columns have different lengths.
+    """
     present = parquet.schema_arrow.names
     wanted = ["input_ids", "token_weights", "labels", *(n for n in present if n.startswith(tables.LOGPROBS_PREFIX))]
     names = [name for name in wanted if name in present]

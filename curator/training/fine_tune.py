@@ -1,4 +1,4 @@
-"""Fine-tuning on the HF Trainer, within steps or minutes, and the model directory that comes out.
+"""Fine-tuning on the HF Trainer, within steps or minutes, in one process or in several that share every step.
 
 Weights and optimiser are float32 and only matrix products run in bfloat16, so that small updates are not rounded away.
 This module imports torch and transformers; import it only to train.
@@ -9,19 +9,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, TrainingArguments
+from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from curator.data import IntArray
 from curator.errors import TrainingError
-from curator.tokens.sources import find_tokenizer
+from curator.training import distributed
+from curator.training.checkpoint_files import Base, choose_dtype, save_model
 from curator.training.clock import Clock, Report
-from curator.training.collator import Collator
-from curator.training.documents import cut_rows, hold_out, make_batches
+from curator.training.course import Course
+from curator.training.documents import Example, cut_rows, hold_out, make_batches
 from curator.training.hf_trainer import WeightedTrainer
+from curator.training.lora import add_adapter, is_adapted, merged, plain_copy, save_adapter
 from curator.training.losses import weighted_cross_entropy
+from curator.training.milestones import Evaluation, KeptCheckpoint, Progress, find_progress, resume_folder
+from curator.training.schedule import MicroBatch, Schedule, collate
+from curator.training.staging import Staging
 
 if TYPE_CHECKING:
     from curator.training.spec import Say, TrainSpec
@@ -35,96 +38,82 @@ class Outcome(NamedTuple):
     seconds: float
     loss_before: float | None
     loss_after: float | None
+    published_step: int
+    ended_by: str
+    evaluations: tuple[Evaluation, ...]
+    checkpoints: tuple[KeptCheckpoint, ...]
+    resumed_at: tuple[int, ...]
 
 
-class Base(NamedTuple):
-    """A model to start from, in float32, and the type that its result is saved in."""
-
-    model: Any
-    saved_dtype: torch.dtype
-
-
-def load_base(spec: "TrainSpec") -> Base:
-    """Load a causal language model; never runs code that lies beside the weights, never unpickles."""
-    source = _locate(spec)
-    weights: dict[str, Any] = {"use_safetensors": True}
-    if "gguf_file" in source:
-        weights = {"quantization_config": GgufConfig(dequantize=True)}
-    try:
-        config = AutoConfig.from_pretrained(**source, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(**source, **weights, dtype=torch.float32, trust_remote_code=False)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise TrainingError(
-            f"base {spec.base!r} cannot be loaded ({reason}); name a hub model, a directory with config.json and "
-            "safetensors, or a .gguf file"
-        ) from error
-    return Base(model, config.dtype or _choose_dtype(spec.dtype))
-
-
-def _locate(spec: "TrainSpec") -> dict[str, Any]:
-    """Arguments of `from_pretrained` that say where the base is."""
-    path = Path(spec.base).expanduser()
-    if path.suffix == ".gguf":
-        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    if path.exists():
-        return {"pretrained_model_name_or_path": str(path)}
-    return {"pretrained_model_name_or_path": spec.base, "revision": spec.revision}
-
-
-def _choose_dtype(wanted: str) -> torch.dtype:
-    """The type of matrix products; `auto` is bfloat16 only where the hardware multiplies it."""
-    if wanted != "auto":
-        return torch.bfloat16 if wanted == "bfloat16" else torch.float32
-    if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    if torch.accelerator.is_available():
-        return torch.float32
-    able = torch.cpu.get_capabilities()
-    return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32
-
-
-def fine_tune(model: Any, spec: "TrainSpec", documents: Sequence[IntArray], scratch: Path, say: "Say") -> Outcome:
-    """Train `model` in place.
+def fine_tune(base: Base, spec: "TrainSpec", documents: Sequence[Example], staging: Staging, say: "Say") -> Outcome:
+    """Train a base, from the beginning or from the last resume point, and write what is to be published.
 
     Args:
-        model: a causal language model in float32.
+        base: a causal language model in float32.
         spec: how to train.
-        documents: token ids, each of shape (T,) with T >= 2.
-        scratch: folder that the Trainer may write to.
+        documents: each of T >= 2 tokens.
+        staging: where to write; the model goes to `staging.model`.
         say: takes progress lines.
 
     Raises:
-        TrainingError: the rows are longer than the model's context, or nothing is left to hold out.
+        TrainingError: the rows are longer than the model's context, nothing is left to hold out, or it diverged.
     """
-    _check_context(model, spec.sequence_length)
+    _check_context(base.model, spec.sequence_length)
+    adapter = spec.adapter
+    model = base.model if adapter is None else add_adapter(base.model, adapter, spec.seed)
     train, held = hold_out(documents, spec.eval_fraction, spec.seed)
     if spec.eval_fraction > 0 and not held:
         raise TrainingError("one document cannot be trained on and held out; set eval_fraction: 0 or add documents")
+    if held:
+        share = sum(map(len, held)) / sum(map(len, documents))
+        say(f"held out: {len(held):,} documents, {share:.1%} of the tokens (eval_fraction {spec.eval_fraction:.1%})")
     batches = make_batches(cut_rows(train, spec.sequence_length), spec.micro_batch_tokens, spec.seed)
-    accumulate = max(1, round(spec.batch_tokens * len(batches) / sum(_count_padded(batch) for batch in batches)))
-    planned = math.ceil(spec.epochs * math.ceil(len(batches) / accumulate))
-    clock = Clock(min(planned, spec.max_steps or planned), 60 * spec.max_minutes if spec.max_minutes else math.inf)
-    trainer = _make_trainer(model, spec, batches, accumulate, clock, scratch)
     held_batches = make_batches(cut_rows(held, spec.sequence_length), spec.micro_batch_tokens, spec.seed)
-    loss_before = _measure(trainer, held_batches)
-    _say_plan(spec, clock, sum(map(len, train)), loss_before, say)
-    report = Report(clock, say)
+    schedule = Schedule(batches, spec.batch_tokens, distributed.processes(), spec.seed)
+    clock = _make_clock(spec, schedule)
+    trainer = _make_trainer(model, spec, schedule, clock, staging.resume)
+
+    def write_copy(folder: Path) -> None:
+        save_model(plain_copy(model, base.saved_dtype), base.saved_dtype, spec, folder)
+
+    report = Report(clock, schedule.tokens, say)
+    course = Course(spec, clock, report, staging, lambda: _measure(trainer, held_batches), write_copy, say)
+    found = find_progress(staging.resume)
+    loss_before = found.loss_before if found else _measure(trainer, held_batches)
+    course.progress = Progress(loss_before=loss_before)
+    _say_plan(spec, schedule, clock, model, sum(map(len, train)), loss_before, say)
+    if found is not None:
+        course.go_on(found)
+    distributed.wait_for_all()  # whoever is first may write a new resume point
     trainer.add_callback(report)
-    trainer.train()
-    loss_after = _measure(trainer, held_batches)
+    trainer.add_callback(course)
+    trainer.train(resume_from_checkpoint=str(resume_folder(staging.resume, found.step)) if found else None)
+    best = course.restore_best(model)
+    loss_after = best.loss if best else _measure(trainer, held_batches)
+    _check_finite(loss_after, _measure(trainer, batches[:1]) if loss_after is None else None)
     if loss_after is not None:
         say(f"held-out loss {loss_before:.4f} -> {loss_after:.4f} nats")
-    return Outcome(clock.step, report.tokens, clock.elapsed_s, loss_before, loss_after)
+    if distributed.is_main():
+        _write_model(model, base, spec, staging.model)
+    return Outcome(
+        steps=clock.step,
+        trained_tokens=report.tokens,
+        seconds=clock.elapsed_s,
+        loss_before=loss_before,
+        loss_after=loss_after,
+        published_step=best.step if best else clock.step,
+        ended_by=_why_ended(spec, course, clock, schedule),
+        evaluations=course.progress.evaluations,
+        checkpoints=course.progress.kept,
+        resumed_at=course.progress.resumed_at,
+    )
 
 
-def save_model(base: Base, spec: "TrainSpec", folder: Path) -> None:
-    """Write weights (safetensors), config and the base's own tokenizer files."""
-    base.model.to("cpu", base.saved_dtype).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(**_locate(spec), trust_remote_code=False).save_pretrained(folder)
-    # The library may write an equal but not identical definition; ours is the base's own, character by character.
-    found = find_tokenizer(spec.base, spec.revision)
-    (folder / "tokenizer.json").write_text(found.definition_json, encoding="utf-8")
+def _check_finite(held_out: float | None, trained: float | None) -> None:
+    """Refuse to publish what diverged; `trained` is the loss of some trained rows where none are held out."""
+    for name, loss in (("held-out", held_out), ("training", trained)):
+        if loss is not None and not math.isfinite(loss):
+            raise TrainingError(f"the {name} loss is {loss} after the last step: it diverged; lower learning_rate")
 
 
 def _check_context(model: Any, sequence_length: int) -> None:
@@ -133,74 +122,97 @@ def _check_context(model: Any, sequence_length: int) -> None:
         raise TrainingError(f"sequence_length={sequence_length} exceeds the base's context of {context}; lower it")
 
 
-def _count_padded(batch: Sequence[IntArray]) -> int:
-    return len(batch) * max(map(len, batch))
+def _make_clock(spec: "TrainSpec", schedule: Schedule) -> Clock:
+    planned = math.ceil(spec.epochs * schedule.steps_per_epoch)
+    schedule.steps = min(planned, spec.max_steps or planned)
+    return Clock(schedule.steps, 60 * spec.max_minutes if spec.max_minutes else math.inf)
 
 
-def _collate(items: Sequence[Sequence[IntArray]]) -> dict[str, torch.Tensor]:
-    """Micro-batches are made beforehand, so the Trainer's batch is a list of one."""
-    rows = [{"input_ids": ids, "token_weights": np.ones(len(ids), np.float32)} for item in items for ids in item]
-    return Collator()(rows)
-
-
-def _make_trainer(
-    model: Any,
-    spec: "TrainSpec",
-    batches: list[list[IntArray]],
-    accumulate: int,
-    clock: Clock,
-    scratch: Path,
-) -> WeightedTrainer:
+def _make_trainer(model: Any, spec: "TrainSpec", schedule: Schedule, clock: Clock, scratch: Path) -> WeightedTrainer:
     on_cpu = not torch.accelerator.is_available()
     arguments = TrainingArguments(
         output_dir=str(scratch),
         per_device_train_batch_size=1,
-        gradient_accumulation_steps=accumulate,
+        gradient_accumulation_steps=schedule.accumulate,
         max_steps=clock.total_steps,
-        bf16=_choose_dtype(spec.dtype) == torch.bfloat16,
+        train_sampling_strategy="sequential",  # the schedule has an order of its own
+        bf16=choose_dtype(spec.dtype) == torch.bfloat16,
         use_cpu=on_cpu,
         seed=spec.seed,
         remove_unused_columns=False,
-        include_num_input_tokens_seen="non_padding",
         dataloader_pin_memory=not on_cpu,
+        ddp_find_unused_parameters=False,
         logging_steps=1,
-        save_strategy="no",
+        save_strategy="no",  # `Course` asks for it
         report_to="none",
         disable_tqdm=True,
     )
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # several GPUs need one process each; the Trainer would split each row list instead
-    optimizer = torch.optim.AdamW(model.parameters(), lr=spec.learning_rate, weight_decay=0.0, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: clock.learning_rate_factor())
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=spec.learning_rate, weight_decay=0.0, fused=True)
     trainer = WeightedTrainer(
         model=model,
         args=arguments,
-        train_dataset=batches,
-        data_collator=_collate,
-        optimizers=(optimizer, schedule),
+        train_dataset=schedule,
+        data_collator=collate,
+        optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: clock.learning_rate_factor())),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def _measure(trainer: WeightedTrainer, batches: Sequence[Sequence[IntArray]]) -> float | None:
-    """Mean loss per predicted token in nats; None without batches."""
+def _measure(trainer: WeightedTrainer, batches: Sequence[MicroBatch]) -> float | None:
+    """Weighted mean loss per predicted token in nats, over all processes; None without batches."""
     if not batches:
         return None
-    model, device = trainer.model.eval(), trainer.args.device
-    total = tokens = 0.0
-    for batch in batches:
-        inputs = {name: values.to(device) for name, values in _collate([batch]).items()}
+    model, device = trainer.model, trainer.args.device
+    model.eval()
+    total = weight_sum = 0.0
+    for batch in batches[distributed.rank() :: distributed.processes()]:
+        inputs = {name: values.to(device) for name, values in collate([batch]).items()}
         weights = inputs.pop("token_weights")
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=trainer.args.bf16):
             logits = model(**inputs, use_cache=False).logits
         total += weighted_cross_entropy(logits, inputs["input_ids"], weights, denominator=1.0).item()
-        tokens += weights[:, 1:].sum().item()
-    return total / tokens
+        weight_sum += weights[:, 1:].sum().item()
+    model.train()
+    total, weight_sum = distributed.add_up(total, weight_sum)
+    return total / weight_sum
 
 
-def _say_plan(spec: "TrainSpec", clock: Clock, tokens: int, loss_before: float | None, say: "Say") -> None:
+def _write_model(model: Any, base: Base, spec: "TrainSpec", folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    if is_adapted(model) and spec.adapter is not None and spec.adapter.keep_adapter:
+        save_adapter(model, Path(spec.base).name if Path(spec.base).exists() else spec.base, folder / "adapter")
+    save_model(merged(model), base.saved_dtype, spec, folder)
+
+
+def _why_ended(spec: "TrainSpec", course: Course, clock: Clock, schedule: Schedule) -> str:
+    if course.patience_lost:
+        return "patience"
+    if clock.step < clock.total_steps:
+        return "max_minutes"
+    return "max_steps" if clock.total_steps < math.ceil(spec.epochs * schedule.steps_per_epoch) else "epochs"
+
+
+def _say_plan(
+    spec: "TrainSpec",
+    schedule: Schedule,
+    clock: Clock,
+    model: Any,
+    tokens: int,
+    loss_before: float | None,
+    say: "Say",
+) -> None:
     limit = f" or {clock.limit_s:,.0f} s" if clock.limit_s < math.inf else ""
     held = "" if loss_before is None else f"; held-out loss of the base {loss_before:.4f} nats"
-    dtype = str(_choose_dtype(spec.dtype)).removeprefix("torch.")
+    dtype = str(choose_dtype(spec.dtype)).removeprefix("torch.")
     say(f"training on {tokens:,} tokens in {dtype}: at most {clock.total_steps:,} steps{limit}{held}")
+    if is_adapted(model):
+        sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+        trained, everything = sum(n for n, grad in sizes if grad), sum(n for n, _ in sizes)
+        say(f"adapters: {trained:,} of {everything:,} parameters are trained")
+    workers = distributed.processes()
+    if workers > schedule.per_step:
+        say(f"{workers} processes share {schedule.per_step} micro-batches a step; lower micro_batch_tokens to use all")

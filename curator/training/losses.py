@@ -5,15 +5,23 @@ Both are token-aligned, as every array here: index t concerns predicting token t
 
 Only the positions that count are touched: cross-entropy is computed in chunks of gathered rows, in float32 for half
 precision logits and float64 for float64, and its backward recomputes a chunk at a time. So no full-size upcast copy
-of the logits ever exists, and a position with weight 0 cannot leak anything, not even an infinity.
+of the logits is made here, and a position with weight 0 cannot leak anything, not even an infinity. One may come from
+outside: in mixed precision (`bf16=True`) accelerate, and with it the HF Trainer and TRL, turns all outputs of the model
+to float32 before a loss sees them.
+
+`curator.training.fused` has the same losses over hidden states, for which no full-size logits exist at all, so there
+is nothing for accelerate to copy.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from curator.errors import TrainingError
+from curator.training.counted import Counted, compute_dtype, divide, scored_rows, select_highest, weighted_rows
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _CHUNK_ELEMENTS = 1 << 24
 """Logits upcast at a time: 64 MiB in float32."""
@@ -42,25 +50,33 @@ def weighted_cross_entropy(
         TrainingError: shapes that do not agree, weights that are NaN, infinite or negative, ids outside the vocabulary,
             or a denominator that is not positive.
     """
-    _check_shapes(logits, input_ids, token_weights=token_weights)
-    weights = _next(token_weights.detach().to(logits.device), 0.0).to(_compute_dtype(logits))
-    if not bool((torch.isfinite(weights) & (weights >= 0)).all()):
-        raise TrainingError(
-            "token_weights holds NaN, infinite or negative values at t >= 1; weights are finite and at least 0, "
-            "and a token without a score has weight 0"
-        )
-    index = weights.nonzero().squeeze(1)
-    weights = weights[index]
-    losses = _token_losses(logits, input_ids, index)
-    return (losses * weights).sum() / _divisor(denominator, weights)
+    rows = weighted_rows(logits, "logits", logits.shape[-1], input_ids, token_weights)
+    total = (_token_losses(logits, rows) * rows.values_K).sum()
+    return divide(total, denominator, rows.values_K.sum(), len(rows.index_K), "weight sum")
 
 
-def selective_loss(logits: Tensor, input_ids: Tensor, ref_logprobs: Tensor, keep: float) -> Tensor:
+def selective_loss(
+    logits: Tensor,
+    input_ids: Tensor,
+    ref_logprobs: Tensor,
+    keep: float,
+    *,
+    denominator: Tensor | float | None = None,
+    group: "ProcessGroup | None" = None,
+) -> Tensor:
     """Online Selective Language Modeling: mean loss over the tokens with the highest excess loss in this batch.
 
     Rho-1 (Lin et al. 2024, arXiv:2404.07965, eq. 3-5): excess loss is the live model's loss minus the reference's,
     L_theta(x_t) - L_ref(x_t), where L_ref is minus the stored log-prob. The top `keep` share of the scored tokens of
-    the batch is selected; ranking has no gradient. Under data parallelism each rank ranks its own batch.
+    the batch is selected; ranking has no gradient.
+
+    Under data parallelism each rank ranks its own batch, unless it gets a `group`: then the tokens of all its ranks
+    are ranked together, whatever number each of them holds, and every rank's loss is its own part of the sum divided
+    by the number selected on all of them. So the losses of the ranks add up to the loss of one big batch; a trainer
+    that averages gradients over its ranks must multiply by their number. Every rank must make the call.
+
+    Under accumulation each micro-batch is ranked for itself. Pass the same `denominator` to all of a step: the number
+    selected in all its micro-batches, which is the sum of their round(keep * n), known from the data beforehand.
 
     Args:
         logits: shape (B, T, V) of the model being trained.
@@ -68,80 +84,29 @@ def selective_loss(logits: Tensor, input_ids: Tensor, ref_logprobs: Tensor, keep
         ref_logprobs: log-probs under the reference model in nats, shape (B, T), token-aligned. NaN = not scored, never
             selected and not part of the population; index 0 is ignored.
         keep: share of the scored tokens to train on, in (0, 1].
+        denominator: divide by this instead of the number selected.
+        group: processes whose tokens are ranked together; None = this one's alone.
 
     Returns:
-        A scalar in nats: the mean over the round(keep * n) selected of n scored tokens, ties going to the earlier
-        token of the batch. 0 with zero gradient when none is selected.
+        A scalar in nats: the mean over the round(keep * n) selected of n scored tokens, ties going to the lower rank,
+        then to the earlier token of the batch. 0 with zero gradient when none is selected.
 
     Raises:
-        TrainingError: shapes that do not agree, `keep` outside (0, 1], or ids outside the vocabulary.
+        TrainingError: shapes that do not agree, `keep` outside (0, 1], ids outside the vocabulary, or a denominator
+            that is not positive.
     """
-    _check_shapes(logits, input_ids, ref_logprobs=ref_logprobs)
-    if not 0 < keep <= 1:
-        raise TrainingError(f"keep={keep} is not a share; use a value above 0 and at most 1, such as 0.6")
-    reference = _next(ref_logprobs.detach().to(logits.device), float("nan")).to(_compute_dtype(logits))
-    index = (~torch.isnan(reference)).nonzero().squeeze(1)
-    losses = _token_losses(logits, input_ids, index)
-    excess = losses.detach() + reference[index]
-    count = round(keep * len(index))
-    selected = torch.sort(excess, descending=True, stable=True).indices[:count]
-    return losses[selected].sum() / max(count, 1)
-
-
-# ------------------------------------------------------------------------------------------------ checks
-
-
-def _check_shapes(logits: Tensor, input_ids: Tensor, **others: Tensor) -> None:
-    if logits.dim() != 3 or not logits.is_floating_point():
-        raise TrainingError(f"logits has shape {tuple(logits.shape)} and {logits.dtype}; expected floats (B, T, V)")
-    if input_ids.is_floating_point() or input_ids.is_complex():
-        raise TrainingError(f"input_ids is {input_ids.dtype}; token ids are integers")
-    for name, tensor in {"input_ids": input_ids, **others}.items():
-        if tensor.shape != logits.shape[:2]:
-            raise TrainingError(
-                f"{name} has shape {tuple(tensor.shape)}, but logits has shape {tuple(logits.shape)}: its first two "
-                "sizes (B, T) must agree. Do not shift: the loss does it"
-            )
-
-
-def _divisor(denominator: Tensor | float | None, weights: Tensor) -> Tensor:
-    """What to divide by: 1 where there is nothing to divide, so that the loss is 0 and keeps its graph."""
-    if len(weights) == 0:
-        return torch.ones((), dtype=weights.dtype, device=weights.device)
-    if denominator is None:
-        return weights.sum()
-    divisor = torch.as_tensor(denominator, dtype=weights.dtype, device=weights.device).detach()
-    if divisor.dim() != 0 or not bool(divisor > 0):
-        raise TrainingError(
-            f"denominator={denominator} with kept tokens in the batch; pass the weight sum (t >= 1) of the whole step"
-        )
-    return divisor
-
-
-def _compute_dtype(logits: Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
-
-
-def _next(values_BT: Tensor, filler: float) -> Tensor:
-    """Move token-aligned values onto the logits that predict them: flat (B*T,), `filler` behind each last token."""
-    shifted = torch.full_like(values_BT, filler)
-    shifted[:, :-1] = values_BT[:, 1:]
-    return shifted.flatten()
+    rows = scored_rows(logits, "logits", logits.shape[-1], input_ids, ref_logprobs)
+    losses_K = _token_losses(logits, rows)
+    chosen, count = select_highest(rows, keep, lambda _: losses_K, group)
+    return divide(losses_K[chosen].sum(), denominator, count, len(chosen), "number of selected tokens")
 
 
 # ------------------------------------------------------------------------------------------------ cross-entropy
 
 
-def _token_losses(logits: Tensor, input_ids: Tensor, index_K: Tensor) -> Tensor:
-    """Cross-entropy of the tokens that the rows `index_K` of the flattened logits predict, shape (K,)."""
-    vocabulary = logits.shape[2]
-    targets_K = _next(input_ids.to(logits.device, torch.int64), 0)[index_K]
-    if bool(((targets_K < 0) | (targets_K >= vocabulary)).any()):
-        raise TrainingError(
-            f"input_ids holds {int(targets_K.min())}..{int(targets_K.max())} at positions that count, outside the "
-            f"{vocabulary} ids of the logits; model and dataset have different tokenizers, or padding has weight"
-        )
-    losses: Tensor = _ChunkedCrossEntropy.apply(logits.flatten(0, 1), index_K, targets_K)  # type: ignore[no-untyped-call]
+def _token_losses(logits: Tensor, rows: Counted) -> Tensor:
+    """Cross-entropy of the tokens that `rows` predict, shape (K,)."""
+    losses: Tensor = _ChunkedCrossEntropy.apply(logits.flatten(0, 1), rows.index_K, rows.targets_K)  # type: ignore[no-untyped-call]
     return losses
 
 
@@ -150,7 +115,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, index_K: Tensor, targets_K: Tensor) -> Tensor:
-        dtype = _compute_dtype(logits_NV)
+        dtype = compute_dtype(logits_NV)
         normaliser_K = torch.empty(len(index_K), dtype=dtype, device=logits_NV.device)
         losses_K = torch.empty_like(normaliser_K)
         for part in _chunks(logits_NV, len(index_K)):

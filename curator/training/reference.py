@@ -5,44 +5,32 @@ A reference says how likely good text finds each token, so it is the base, fine-
 comes out is a plain model directory that `engine: transformers` and `engine: vllm` load.
 
 Invariant: the output appears whole or not at all, and a finished one is never overwritten: the same spec over the same
-data gives it back, anything else is an error. Its tokenizer is the base's, checked by fingerprint.
+data gives it back, anything else is an error. An interrupted training goes on where it last saved. The tokenizer of
+what comes out is the base's, checked by fingerprint.
 """
 
 import os
-import shutil
-import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
-
-from curator.data import StrictModel
 from curator.errors import OutputError, TrainingError
-from curator.tokens.tokenizer import load_tokenizer
-from curator.training.documents import GoodData, read_documents
+from curator.tokens.tokenizer import Tokenizer, load_tokenizer
+from curator.training.documents import GoodData, read_dataset, read_documents
+from curator.training.model_card import make_card
+from curator.training.record import RECORD, TrainResult, find_finished, make_record
 from curator.training.spec import Say, TrainSpec
+from curator.training.staging import Staging, find_output, open_staging, staging_of
 
-_RECORD = "training.json"
-
-
-class TrainResult(StrictModel):
-    """What was trained, as recorded in the output's training.json."""
-
-    output: str
-    spec: TrainSpec
-    data_digest: str = Field(description="sha256 over the token ids of the good data")
-    documents: int
-    tokens: int = Field(description="of the good data, held-out part included")
-    bad_rows: dict[str, int] = Field(description="rows that could not be learned, by reason")
-    steps: int
-    trained_tokens: int = Field(description="tokens seen in all steps, repeated ones counted again")
-    seconds: float
-    loss_before: float | None = Field(description="mean loss of the held-out tokens under the base, in nats")
-    loss_after: float | None = Field(description="the same under the reference")
+__all__ = ["TrainResult", "train_here", "train_reference"]
 
 
 def train_reference(spec: TrainSpec, say: Say | None = None) -> TrainResult:
     """Fine-tune a base model on good data.
+
+    Started by torchrun or accelerate launch, all processes call it and share every step; alone, it starts
+    `spec.run.workers` processes through Ray Train if that is more than one.
 
     Args:
         spec: what to train on what.
@@ -52,113 +40,141 @@ def train_reference(spec: TrainSpec, say: Say | None = None) -> TrainResult:
         What was trained; also when the output already holds exactly this training.
 
     Raises:
-        OutputError: the output directory holds something else.
+        OutputError: the output directory holds something else or is on an object store, or its training is another's
+            or still at work.
         CorpusError: the corpus has no files.
         TrainingError: no usable row, or a base that cannot be loaded or trained so.
+        ClusterError: the workers cannot be had.
     """
     say = say or _print_line
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise TrainingError("training a reference runs in one process; start it without torchrun or accelerate launch")
-    output = Path(spec.output).expanduser().absolute()
-    if output.is_dir() and any(output.iterdir()) and not (output / _RECORD).is_file():
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if spec.run.workers == 1:
+        return train_here(spec, say)
+    if launched:
+        raise TrainingError(
+            f"run.workers is {spec.run.workers}, and torchrun or accelerate launch has started processes already; "
+            "leave run.workers out, or start the command without them"
+        )
+    from curator.training.ray_train import train_on_ray
+
+    return train_on_ray(spec, say)
+
+
+def train_here(spec: TrainSpec, say: Say) -> TrainResult:
+    """Train as one process, or as one of those that a launcher started together; see `train_reference`."""
+    output = find_output(spec.output)
+    if output.is_dir() and any(output.iterdir()) and not (output / RECORD).is_file():
         raise OutputError(f"{str(output)!r} already holds something else; name another output or remove it")
     # Threads that spin at a barrier starve each other on shared cores: on two cores with a load of 4, a step on two
     # threads was measured at 35 s, and at 5 s when they sleep. OpenMP reads this once, when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    data = read_documents(spec.corpus, load_tokenizer(spec.base, spec.revision, spec.tokens))
+    import torch
+
+    from curator.training import distributed
+
+    with distributed.joined(on_cpu=not torch.accelerator.is_available()):
+        return _train_together(spec, output, say if distributed.is_main() else _say_nothing)
+
+
+def _train_together(spec: TrainSpec, output: Path, say: Say) -> TrainResult:
+    from curator.training import distributed
+
+    tokenizer = load_tokenizer(spec.base, spec.revision, spec.tokens)
+    data = _read(spec, tokenizer)
     _report_data(data, say)
-    if (output / _RECORD).is_file():
-        return _find_finished(output, spec, data.digest(), say)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    try:
-        result = _train(spec, data, staging, output, say)
-        staging.chmod(0o755)
-        staging.rename(output)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    digest = data.digest()
+    finished = (output / RECORD).is_file()
+    distributed.wait_for_all()
+    if finished:
+        return find_finished(output, spec, digest, say)
+    is_main = distributed.is_main()
+    with _open(output, {"spec": spec.decisive(), "data_digest": digest}, say) as staging:
+        result = _train(spec, data, digest, staging, output, say)
+        if is_main:
+            _check_tokenizer(spec, tokenizer, data, staging.model, say)
+            (staging.model / "README.md").write_text(make_card(result), encoding="utf-8")
+            (staging.model / RECORD).write_text(make_record(result), encoding="utf-8")
+            staging.publish(output)
+    distributed.wait_for_all()
     say(f"reference written to {output}")
     return result
+
+
+@contextmanager
+def _open(output: Path, identity: dict[str, Any], say: Say) -> Iterator[Staging]:
+    """The staging folder, taken by the main process; the others fail with it."""
+    from curator.training import distributed
+
+    if not distributed.is_main():
+        if not distributed.of_main(1.0):
+            raise OutputError("the main process cannot take the staging folder; its own error says why")
+        yield staging_of(output)
+        return
+    with ExitStack() as stack:
+        try:
+            staging = stack.enter_context(open_staging(output, identity, say))
+        except BaseException:
+            distributed.of_main(0.0)
+            raise
+        distributed.of_main(1.0)
+        yield staging
 
 
 def _print_line(line: str) -> None:
     print(line, flush=True)
 
 
+def _say_nothing(line: str) -> None:
+    """One process speaks for all."""
+
+
+def _read(spec: TrainSpec, tokenizer: Tokenizer) -> GoodData:
+    if spec.dataset is not None:
+        return read_dataset(spec.dataset, tokenizer)
+    assert spec.corpus is not None
+    return read_documents(spec.corpus, tokenizer)
+
+
 def _report_data(data: GoodData, say: Say) -> None:
     say(f"good data: {len(data.documents):,} documents, {data.tokens:,} tokens")
+    if data.unweighted_rows:
+        say(f"{data.unweighted_rows:,} documents keep no token and teach nothing")
     if data.bad_rows:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(data.bad_rows.items()))
         say(f"left out: {data.bad_rows.total():,} rows ({reasons}); for example {'; '.join(data.examples)}")
+    if not data.documents and data.unweighted_rows:
+        raise TrainingError("the dataset keeps no token at all; select it again with a larger keep ratio")
     if not data.documents:
         raise TrainingError("the corpus has no row to learn from; check corpus.uri and corpus.text_field")
 
 
-def _find_finished(output: Path, spec: TrainSpec, digest: str, say: Say) -> TrainResult:
-    """The result that is already there, if it is of the same spec and data."""
-    remedy = "name another output or remove it"
-    try:
-        found = TrainResult.model_validate_json((output / _RECORD).read_bytes())
-    except ValidationError as error:
-        raise OutputError(f"{str(output / _RECORD)!r} is not a record of this version; {remedy}") from error
-    old, new = found.spec.model_dump(exclude={"output"}), spec.model_dump(exclude={"output"})
-    changed = [f"{name}: {old[name]!r} became {new[name]!r}" for name in new if old[name] != new[name]]
-    if found.data_digest != digest and not changed:
-        changed = ["the good data has other tokens"]
-    if changed:
-        raise OutputError(f"{str(output)!r} holds a reference of another training ({'; '.join(changed)}); {remedy}")
-    say(f"{output} already holds this reference; nothing to train")
-    return found
+def _train(spec: TrainSpec, data: GoodData, digest: str, staging: Staging, output: Path, say: Say) -> TrainResult:
+    from curator.training import distributed
+    from curator.training.checkpoint_files import load_base
+    from curator.training.fine_tune import fine_tune
 
-
-def _train(spec: TrainSpec, data: GoodData, staging: Path, output: Path, say: Say) -> TrainResult:
-    from curator.training.fine_tune import fine_tune, load_base, save_model
-
-    base = load_base(spec)
-    outcome = fine_tune(base.model, spec, data.documents, staging, say)
-    result = TrainResult(
+    outcome = fine_tune(load_base(spec), spec, data.documents, staging, say)
+    return TrainResult(
         output=str(output),
         spec=spec,
-        data_digest=data.digest(),
+        data_digest=digest,
         documents=len(data.documents),
         tokens=data.tokens,
         bad_rows=dict(data.bad_rows),
+        unweighted_rows=data.unweighted_rows,
+        processes=distributed.processes(),
         **outcome._asdict(),
     )
-    save_model(base, spec, staging)
-    _check_tokenizer(spec, staging, say)
-    (staging / "README.md").write_text(_make_card(result), encoding="utf-8")
-    (staging / _RECORD).write_text(result.model_dump_json(indent=1), encoding="utf-8")
-    return result
 
 
-def _check_tokenizer(spec: TrainSpec, folder: Path, say: Say) -> None:
+def _check_tokenizer(spec: TrainSpec, base: Tokenizer, data: GoodData, folder: Path, say: Say) -> None:
     """The reference must tokenise as its base does, or the two cannot be compared token by token."""
-    base = load_tokenizer(spec.base, spec.revision, spec.tokens)
     own = load_tokenizer(str(folder), None, spec.tokens)
     if own.fingerprint != base.fingerprint:
         raise TrainingError(
             f"the tokenizer of {spec.base!r} does not survive being saved; convert the base to a directory with a "
             "tokenizer.json first"
         )
-    if own.bos_id != base.bos_id:
-        say(f"trained with BOS {base.bos_id}: set tokens.bos: {str(base.bos_id is not None).lower()} when scoring")
-
-
-def _make_card(result: TrainResult) -> str:
-    spec = result.spec
-    front: list[str] = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
-    held = "none was held out"
-    if result.loss_before is not None and result.loss_after is not None:
-        held = f"{result.loss_before:.4f} under the base, {result.loss_after:.4f} under this model"
-    facts: dict[str, Any] = {
-        "base": f"`{spec.base}`" + (f" at `{spec.revision}`" if spec.revision else ""),
-        "good data": f"{spec.corpus.kind}, {result.documents:,} documents, {result.tokens:,} tokens",
-        "training": f"{result.steps:,} steps, {result.trained_tokens:,} tokens, {result.seconds:,.0f} s",
-        "learning rate": f"{spec.learning_rate:g}, falling to 0 along a cosine",
-        "held-out loss (nats)": held,
-    }
-    lines = [*front, "tags: [reference-model]", "---", "", "# Reference model", ""]
-    lines += ["It says how likely good data finds a token; made by `curator train-reference`.", ""]
-    lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items()), ""]
-    return "\n".join(lines)
+    trained_with = base.bos_id if spec.dataset is None else data.bos_id
+    if own.bos_id != trained_with:
+        say(f"trained with BOS {trained_with}: set tokens.bos: {str(trained_with is not None).lower()} when scoring")

@@ -39,6 +39,7 @@ Meaning = Literal[
     "data_files",  # files of a data set
     "curated",  # the folder of a curated dataset
     "output",  # a folder to write
+    "reference",  # a folder to write, made in another one beside it
     "model",
     "bigram_model",
     "served_model",  # a server's name for a model, and where its tokenizer is unless that is named
@@ -60,7 +61,7 @@ MEANINGS: Mapping[tuple[type[BaseModel], str], Meaning] = {
     (TrainSpec, "base"): "model",
     (TrainSpec, "revision"): "revision",
     (TrainSpec, "dataset"): "curated",
-    (TrainSpec, "output"): "output",
+    (TrainSpec, "output"): "reference",
     (TrainRun, "address"): "cluster",
     (LoraOptions, "target_modules"): "text",
     **{(RowFields, name): "text" for name in ("text_field", "source_field", "id_field", "columns")},

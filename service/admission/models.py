@@ -10,8 +10,10 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+from curator.training.staging import ray_folder_of, staging_of
 from service.admission.places import Places
 from service.admission.refusals import Refused, quote
 from service.admission.spelling import REMOTE, check_relative
@@ -34,6 +36,7 @@ _DEFAULT_REVISION = "main"
 _WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 _ASKS_FOR_CODE = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_MAKES_REFERENCE = re.compile(r"\..*-(training|ray)", re.DOTALL)
 _LARGEST_CONFIG_BYTES = 64 << 20
 
 
@@ -95,6 +98,35 @@ def check_folder(folder: str, places: Places) -> None:
     places.check(folder, "folder")
     if not REMOTE.match(folder):
         places.check_tree(folder)
+
+
+def check_output(place: str, places: Places, *, given: bool) -> None:
+    """Refuse a place to write that is not allowed or may be where a reference is made; `given`: the service's choice.
+
+    So no job's output ever lies in the folders that stand beside another job's reference while it is made.
+    """
+    if given:
+        return
+    places.check(place, "write")
+    real = place if REMOTE.match(place) else os.path.realpath(place)
+    if any(map(_MAKES_REFERENCE.fullmatch, (*place.split("/"), *real.split("/")))):
+        raise Refused(f"{quote(place)}: such names are those of folders in which references are made; choose another")
+
+
+def check_reference(place: str, places: Places, *, given: bool) -> None:
+    """Refuse a place for a reference that is not allowed, or beside which it must not be made."""
+    if REMOTE.match(place):
+        where = "this service puts outputs on an object store; set output to a folder" if given else "name a folder"
+        raise Refused(f"{quote(place)}: a reference is made on a local disk and renamed to its place; {where}")
+    check_output(place, places, given=given)
+    if given:
+        return
+    if os.path.realpath(place) in places.roots:
+        raise Refused(f"{quote(place)} is an allowed root itself; name a folder in it")
+    for beside in (staging_of(Path(place)).root, ray_folder_of(Path(place))):
+        places.check(str(beside), "write")
+        if beside.is_symlink():
+            raise Refused(f"{quote(place)} would be made in a symbolic link beside it; choose another name")
 
 
 def check_data_file(file: str, data_set: Any, places: Places) -> None:

@@ -30,6 +30,8 @@ from service.admission.models import (
     check_folder,
     check_label,
     check_model,
+    check_output,
+    check_reference,
     check_tokenizer,
     text_or_none,
 )
@@ -154,8 +156,9 @@ class _Judge:
             case "curated":
                 check_folder(value, places)
             case "output":
-                if value != self._job_output:
-                    places.check(value, "write")
+                check_output(value, places, given=value == self._job_output)
+            case "reference":
+                check_reference(value, places, given=value == self._job_output)
             case "model":
                 revision = text_or_none(found.beside.get("revision"))
                 return _revision_of(found, check_model(value, revision, places, settings.allow_models))

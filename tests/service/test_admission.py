@@ -145,6 +145,28 @@ def test_a_training_spec_is_completed(settings: Settings, root: Path) -> None:
     assert admitted.name == "reference from pinned"
 
 
+def test_a_training_spec_gets_the_services_cluster_and_no_more_workers_than_a_job_may_have(
+    settings: Settings, root: Path
+) -> None:
+    settings = settings.model_copy(update={"ray_address": "ray://head:10001", "max_workers_per_job": 3})
+    sent = {"base": "org/pinned", "corpus": {"kind": "text", "uri": f"{root}/**/*.txt"}}
+    for run, workers in (({}, 1), ({"workers": 2}, 2), ({"workers": 64}, 3)):
+        settled = submit(settings, sent | {"run": run}, "train_reference").spec.run
+        assert (settled.workers, settled.address) == (workers, "ray://head:10001")
+    assert forbidden(settings, sent | {"run": {"address": "ray://elsewhere:1"}}, "train_reference") == ["run.address"]
+
+
+def test_a_reference_is_trained_only_on_a_dataset_in_an_allowed_place(
+    settings: Settings, root: Path, tmp_path: Path
+) -> None:
+    sent = {"base": "org/pinned", "dataset": str(root / "sub")}
+    assert submit(settings, sent, "train_reference").content["dataset"] == str(root / "sub")
+    assert forbidden(settings, sent | {"dataset": str(tmp_path)}, "train_reference") == ["dataset"]
+    assert forbidden(settings, sent | {"dataset": str(root / "sub" / "*")}, "train_reference") == ["dataset"]
+    (root / "sub" / "curated").symlink_to(tmp_path)
+    assert forbidden(settings, sent, "train_reference") == ["dataset"]
+
+
 # ------------------------------------------------------------------------------------------------ what is said
 
 

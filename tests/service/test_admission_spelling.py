@@ -75,6 +75,7 @@ FIELDS: dict[str, Callable[[str], dict[str, Any]]] = {
     "models.model bigram": lambda place: {"models": {"reference": {"engine": "bigram", "model": place}}},
     "train base": lambda place: {"kind": "train_reference", "base": place},
     "train output": lambda place: {"kind": "train_reference", "output": place},
+    "train dataset": lambda place: {"kind": "train_reference", "corpus": None, "dataset": place},
     "train corpus": lambda place: {"kind": "train_reference", "corpus": {"kind": "text", "uri": place}},
 }
 

@@ -43,6 +43,24 @@ def test_whole_documents_are_held_out_and_one_is_always_left(fraction: float) ->
     assert len(train) >= 1
 
 
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.integers(2, 1000), min_size=2, max_size=30), st.floats(0.01, 0.6), st.integers(0, 5))
+def test_uneven_documents_do_not_hold_out_far_more_than_was_wanted(
+    lengths: list[int], fraction: float, seed: int
+) -> None:
+    train, held = hold_out(documents(lengths), fraction, seed)
+    wanted, tokens = fraction * sum(lengths), sum(map(len, held))
+    assert train and held and len(train) + len(held) == len(lengths)
+    assert tokens <= max(2 * wanted, min(lengths))
+    assert tokens >= wanted or len(train) == 1 or all(len(ids) > 2 * (wanted - tokens) for ids in train)
+
+
+def test_one_long_document_among_short_ones_is_trained_on() -> None:
+    for seed in range(20):
+        _, held = hold_out(documents([10_000, *[10] * 100]), 0.01, seed)
+        assert sum(map(len, held)) == 110
+
+
 def test_rows_that_cannot_be_learned_are_counted_by_reason(tmp_path: Path) -> None:
     path = tmp_path / "good.jsonl.gz"
     rows = ['{"text": "a sentence"}', "not json", '{"text": "  "}', '{"other": 1}', '{"text": "another sentence"}']

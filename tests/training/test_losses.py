@@ -220,6 +220,24 @@ def test_a_keep_that_is_no_share_is_refused(keep: float) -> None:
         selective_loss(logits, input_ids, weights, keep)
 
 
+def test_a_denominator_makes_selections_of_micro_batches_add_up() -> None:
+    logits, input_ids, _ = example(4, 9)
+    reference = -torch.rand(4, 9, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * 5
+    pieces = [slice(0, 1), slice(1, 4)]
+    counts = [round(0.3 * 8), round(0.3 * 24)]
+    parts = [
+        selective_loss(logits[piece], input_ids[piece], reference[piece], 0.3, denominator=sum(counts))
+        for piece in pieces
+    ]
+    expected = sum(
+        selective_loop(logits[piece], input_ids[piece], reference[piece], 0.3) * count
+        for piece, count in zip(pieces, counts, strict=True)
+    )
+    assert sum(parts).item() == pytest.approx(expected / sum(counts), rel=1e-12)
+    with pytest.raises(TrainingError, match="number of selected tokens"):
+        selective_loss(logits, input_ids, reference, 0.3, denominator=0)
+
+
 def test_nothing_scored_gives_zero_with_zero_gradient() -> None:
     logits, input_ids, weights = example()
     logits.requires_grad_()

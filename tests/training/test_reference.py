@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from curator.errors import CorpusError, OutputError, TrainingError
 from curator.tokens.tokenizer import TokensConfig, load_tokenizer
 from curator.training import TrainSpec, train_reference
 from curator.training.clock import Clock
+from curator.training.lora import plain_copy
+from curator.training.staging import find_output
 
 TOKENIZER = Path(curator.__file__).parent / "scorers" / "bigram_model" / "tokenizer.json"
 
@@ -122,9 +125,57 @@ def test_micro_batches_bound_memory_and_do_not_change_the_result(base: Path, goo
 
 def test_time_ends_the_training_between_steps(base: Path, good: Path, tmp_path: Path) -> None:
     result = train_reference(
-        make_spec(base, good, tmp_path / "r", epochs=1e6, max_minutes=0.03, batch_tokens=64), lambda line: None
+        make_spec(base, good, tmp_path / "r", epochs=1e6, max_minutes=0.03, batch_tokens=64, micro_batch_tokens=64),
+        lambda line: None,
     )
     assert 1 <= result.steps < 10_000 and result.seconds < 60  # a million epochs would be hours
+
+
+@pytest.mark.parametrize("change", [{}, {"eval_fraction": 0.0}], ids=["held out", "nothing held out"])
+def test_a_model_that_diverged_is_not_published(base: Path, good: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    with pytest.raises(TrainingError, match=r"loss is nan after the last step: it diverged; lower learning_rate"):
+        train_reference(
+            make_spec(base, good, tmp_path / "r", learning_rate=1e30, max_steps=1, **change), lambda line: None
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_published_names_no_folder_and_still_tells_places_apart(base: Path, good: Path, tmp_path: Path) -> None:
+    output, other = tmp_path / "reference", tmp_path / "elsewhere" / base.name
+    shutil.copytree(base, other)
+    train_reference(make_spec(base, good, output, max_steps=1), lambda line: None)
+    record = (output / "training.json").read_text()
+    assert str(tmp_path) not in record and str(base.parent) not in record and str(good.parent) not in record
+    content = json.loads(record)
+    assert (content["output"], content["spec"]["base"]) == ("reference", base.name)
+    assert content["spec"]["corpus"]["uri"] == good.name
+    with pytest.raises(OutputError, match="lie elsewhere, under the same last name"):
+        train_reference(make_spec(other, good, output, max_steps=1), lambda line: None)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_output_on_an_object_store_is_refused(base: Path, good: Path, tmp_path: Path, workers: int) -> None:
+    spec = make_spec(base, good, tmp_path, run={"workers": workers}).model_copy(
+        update={"output": "s3://bucket/reference"}
+    )
+    with pytest.raises(OutputError, match=r"'s3://bucket/reference' is not on a local disk.*name a folder"):
+        train_reference(spec, lambda line: None)
+
+
+def test_a_file_uri_is_the_folder_that_it_names(tmp_path: Path) -> None:
+    assert find_output(f"file://{tmp_path}/reference") == tmp_path / "reference"
+
+
+def test_a_kept_copy_is_made_on_the_cpu_in_the_type_that_it_is_saved_in(base: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    copied = plain_copy(model, torch.bfloat16)
+    own, its = model.state_dict(), copied.state_dict()
+    assert own.keys() == its.keys()
+    for name, weight in own.items():
+        assert its[name].dtype == torch.bfloat16 and its[name].data_ptr() != weight.data_ptr()
+        assert torch.equal(weight, before[name]) and torch.equal(its[name], weight.to(torch.bfloat16))
+    assert len(list(copied.parameters())) == len(list(model.parameters()))
 
 
 def test_the_learning_rate_falls_along_half_a_cosine(

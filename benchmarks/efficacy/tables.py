@@ -1,0 +1,140 @@
+"""What the curves say: final losses, tokens saved, the share of the online gain, with confidence intervals over seeds.
+
+"Tokens" are positions forwarded in training, kept or not. "With scoring" adds a third of a position (a forward pass is
+a third of a training step's work) for each model that has to score what the arm trains on; tuning the reference, which
+serves any number of models and corpora, is not in it. Intervals are over seeds, which change the order of the data
+alone: base, reference and test documents are the same for all.
+"""
+
+import json
+from typing import Any
+
+import numpy as np
+from arms import ARMS
+from setting import Setting
+
+_FORWARD = 1 / 3
+_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""97.5% quantiles of Student's t for 2, 3, ... 10 seeds; more are given the last, which is wider than theirs."""
+
+Run = dict[str, Any]
+Interval = list[float | None]
+"""Mean, and half the width of its 95% confidence interval; null for a single seed."""
+
+
+def summarise(setting: Setting, facts: dict[str, Any], names: list[str], seeds: int) -> dict[str, Any]:
+    """All figures of the arms that were run; `names` has "all"."""
+    runs = {
+        name: [json.loads(setting.path("runs", f"{name}-{seed}.json").read_text()) for seed in range(seeds)]
+        for name in names
+    }
+    rows = {name: _row(found, runs["all"]) for name, found in runs.items()}
+    for name, row in rows.items():
+        online = runs.get("online" + name.removeprefix("excess").removeprefix("rescored"))
+        if name.startswith(("excess", "rescored")) and online is not None:
+            row["share_of_online_gain"] = online_share(runs[name], online, runs["all"])
+    return {
+        "setting": setting.describe(), "prepared": facts, "seeds": seeds, "arms": rows,
+        "dynamics": runs["all"][0]["dynamics"],
+        "curves": {name: _mean_curves(found) for name, found in runs.items()},
+    }  # fmt: skip
+
+
+def final(run: Run, part: str = "target") -> float:
+    """Loss at the end of a run."""
+    return float(run["curve"][max(run["curve"], key=int)][part])
+
+
+def tokens_to_reach(run: Run, goal: float) -> float | None:
+    """Positions after which the target loss first is at the goal, between two looks on a straight line; None = never.
+
+    Also None when it was there before the first step: then there is nothing to reach.
+    """
+    steps = sorted(map(int, run["curve"]))
+    losses = [run["curve"][str(step)]["target"] for step in steps]
+    if losses[0] <= goal:
+        return None
+    for index in range(1, len(steps)):
+        before, loss = losses[index - 1 : index + 1]
+        if loss <= goal:
+            share = (before - goal) / (before - loss)
+            return float(steps[index - 1] + share * (steps[index] - steps[index - 1])) * run["step_tokens"]
+    return None
+
+
+def interval(values: list[float]) -> Interval:
+    """Mean and half width, by Student's t."""
+    mean = round(float(np.mean(values)), 4)
+    if len(values) < 2:
+        return [mean, None]
+    half = _STUDENT[min(len(values), len(_STUDENT) + 1) - 2] * np.std(values, ddof=1) / np.sqrt(len(values))
+    return [mean, round(float(half), 4)]
+
+
+def online_share(runs: list[Run], online: list[Run], everything: list[Run]) -> Interval | None:
+    """Gain over all tokens as a share of the online gain, seed by seed; None unless online gains with every seed."""
+    gains = [final(all_) - final(run) for all_, run in zip(everything, online, strict=True)]
+    if min(gains) <= 0:
+        return None
+    own = [final(all_) - final(run) for all_, run in zip(everything, runs, strict=True)]
+    return interval([gain / most for gain, most in zip(own, gains, strict=True)])
+
+
+def _row(runs: list[Run], everything: list[Run]) -> dict[str, Any]:
+    arm = ARMS[runs[0]["arm"]]
+    goals = [final(run) for run in everything]
+    reached = [tokens_to_reach(run, goal) for run, goal in zip(runs, goals, strict=True)]
+    factors = [
+        max(map(int, run["curve"])) * run["step_tokens"] / tokens
+        for run, tokens in zip(runs, reached, strict=True)
+        if tokens is not None
+    ]
+    cost = 1 + arm.scored_models * _FORWARD
+    return {
+        "label": arm.label, "target": interval([final(run) for run in runs]),
+        "retain": interval([final(run, "retain") for run in runs]),
+        "gain_over_start": interval([run["curve"]["0"]["target"] - final(run) for run in runs]),
+        "gain_over_all": interval([goal - final(run) for goal, run in zip(goals, runs, strict=True)]),
+        "reached_by": len(factors), "times_fewer_tokens": interval(factors) if factors else None,
+        "times_fewer_with_scoring": interval([factor / cost for factor in factors]) if factors else None,
+        "kept_share": round(float(np.mean([run["kept_share"] for run in runs])), 4),
+        "good_share": round(float(np.mean([run["good_share"] for run in runs])), 4),
+        "training_minutes": round(float(np.mean([run["training_seconds"] for run in runs])) / 60, 2),
+        "scoring_minutes": round(float(np.mean([run["scoring_seconds"] for run in runs])) / 60, 2),
+        "scored_models": arm.scored_models,
+    }  # fmt: skip
+
+
+def _mean_curves(runs: list[Run]) -> dict[str, Any]:
+    steps = sorted(map(int, runs[0]["curve"]))
+    curves: dict[str, Any] = {"tokens": [step * runs[0]["step_tokens"] for step in steps]}
+    for part in ("target", "retain"):
+        curves[part] = [round(float(np.mean([run["curve"][str(step)][part] for run in runs])), 4) for step in steps]
+    return curves
+
+
+def as_markdown(summary: dict[str, Any]) -> str:
+    """The table of arms."""
+    lines = [
+        "| arm | target loss | gain over all tokens | times fewer tokens | with scoring | of the online gain "
+        "| good data in the loss | held-out mix |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in summary["arms"].values():
+        times = _show(row["times_fewer_tokens"], 1)
+        if 0 < row["reached_by"] < summary["seeds"]:
+            times += f" ({row['reached_by']} of {summary['seeds']} seeds)"
+        cells = (
+            row["label"], _show(row["target"], 4), _show(row["gain_over_all"], 4), times,
+            _show(row["times_fewer_with_scoring"], 1), _show(row.get("share_of_online_gain"), 2),
+            f"{row['good_share']:.0%}", _show(row["retain"], 3),
+        )  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    shares = ", ".join(f"{name.replace('_', ' ')} {share:.0%}" for name, share in (summary["dynamics"] or {}).items())
+    return "\n".join([*lines, "", f"Tokens of held-out mix while training on all tokens: {shares}."])
+
+
+def _show(pair: Interval | None, digits: int) -> str:
+    if pair is None or pair[0] is None:
+        return "-"
+    return f"{pair[0]:.{digits}f}" + ("" if pair[1] is None else f" ± {pair[1]:.{digits}f}")

@@ -1,0 +1,158 @@
+"""What happens along a training run: measuring held-out loss, stopping early, keeping copies, saving to go on from.
+
+Invariant: every decision follows from the step, the main process's clock and the summed loss, so that all processes of
+a run take it alike; and whatever is decided is in the next resume point, so that a resumed run decides the same.
+"""
+
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import load_file, save_file
+from transformers import TrainerCallback
+
+from curator.errors import TrainingError
+from curator.training import distributed
+from curator.training.clock import Clock, Report
+from curator.training.milestones import Evaluation, KeptCheckpoint, Progress, write_progress
+from curator.training.staging import Staging
+
+if TYPE_CHECKING:
+    from curator.training.spec import Say, TrainSpec
+
+
+@dataclass
+class Course(TrainerCallback):  # type: ignore[misc]
+    """Acts after each step; comes behind `Report`, whose clock it reads.
+
+    Attributes:
+        spec: what is wanted.
+        clock: how much of the run is over.
+        report: counts tokens.
+        staging: where things are kept.
+        measure: the held-out loss of the model as it is.
+        write_copy: writes the model as it is into a folder that engines load.
+        say: takes lines.
+        progress: what was reached so far.
+        patience_lost: whether early stopping ended the run.
+    """
+
+    spec: "TrainSpec"
+    clock: Clock
+    report: Report
+    staging: Staging
+    measure: Callable[[], float | None]
+    write_copy: Callable[[Path], None]
+    say: "Say"
+    progress: Progress = field(default_factory=Progress)
+    patience_lost: bool = False
+    saved_at_s: float = 0.0
+
+    def go_on(self, progress: Progress) -> None:
+        """Take up an interrupted run; copies that it kept behind its last resume point are made again."""
+        self.progress = progress.model_copy(update={"resumed_at": (*progress.resumed_at, progress.step)})
+        self.clock.step, self.clock.elapsed_s = progress.step, progress.elapsed_s
+        self.report.tokens = progress.trained_tokens
+        if distributed.is_main() and self.staging.checkpoints.is_dir():
+            known = {Path(kept.folder).name for kept in progress.kept}
+            for folder in self.staging.checkpoints.iterdir():
+                if folder.name not in known:
+                    shutil.rmtree(folder)
+        self.say(f"going on from step {progress.step:,}")
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The time to the next resume point counts from here."""
+        self.saved_at_s = self.clock.elapsed_s
+
+    def on_step_end(self, args: Any, state: Any, control: Any, *, model: Any = None, **kwargs: Any) -> None:
+        """Measure, keep a copy, stop and ask for a resume point, as the spec wants."""
+        step, every = self.clock.step, self.spec.eval_every
+        if every and (step % every == 0 or control.should_training_stop):
+            self._evaluate(step, model)
+            self.patience_lost = self._runs_out_of_patience()
+            control.should_training_stop |= self.patience_lost
+        self._keep_if_due(step)
+        due = self.clock.elapsed_s - self.saved_at_s >= 60 * self.spec.run.checkpoint_minutes
+        control.should_save = due and not control.should_training_stop
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Complete a resume point, when all have written their part of it."""
+        distributed.wait_for_all()
+        self.saved_at_s = self.clock.elapsed_s
+        self.progress = self._now()
+        if distributed.is_main():
+            write_progress(self.staging.resume, self.progress)
+            for file in self.staging.best.glob("*.safetensors"):
+                if self.best is None or file != self._best_file(self.best.step):
+                    file.unlink()
+
+    @property
+    def best(self) -> Evaluation | None:
+        """The measurement with the lowest loss, the first of equals."""
+        return min(self.progress.evaluations, key=lambda found: found.loss, default=None)
+
+    def restore_best(self, model: Any) -> Evaluation | None:
+        """Give the model the weights of the best step; None, and nothing done, where nothing was measured."""
+        best = self.best
+        if best is not None and best.step != self.clock.step:
+            stored = load_file(self._best_file(best.step))
+            for name, parameter in _trained(model).items():
+                parameter.data.copy_(stored[name])
+        return best
+
+    def _now(self) -> Progress:
+        reached = {
+            "step": self.clock.step,
+            "elapsed_s": self.clock.elapsed_s,
+            "trained_tokens": self.report.tokens,
+        }
+        return self.progress.model_copy(update=reached)
+
+    def _evaluate(self, step: int, model: Any) -> None:
+        loss = self.measure()
+        if loss is None:
+            return
+        if not math.isfinite(loss):
+            raise TrainingError(f"the held-out loss is {loss} after step {step:,}: it diverged; lower learning_rate")
+        self.say(f"step {step:,}: held-out loss {loss:.4f} nats")
+        self.progress = self.progress.model_copy(
+            update={"evaluations": (*self.progress.evaluations, Evaluation(step=step, loss=loss))}
+        )
+        if self.best is not None and self.best.step == step and distributed.is_main():
+            self.staging.best.mkdir(exist_ok=True)
+            weights = {name: parameter.detach().cpu().contiguous() for name, parameter in _trained(model).items()}
+            save_file(weights, self._best_file(step))
+
+    def _runs_out_of_patience(self) -> bool:
+        if self.spec.patience is None or self.best is None:
+            return False
+        since = sum(found.step > self.best.step for found in self.progress.evaluations)
+        return since >= self.spec.patience
+
+    def _best_file(self, step: int) -> Path:
+        """Named by its step: the best of a resume point stays until another resume point names a better one."""
+        return self.staging.best / f"{step}.safetensors"
+
+    def _keep_if_due(self, step: int) -> None:
+        passed = sum(share <= self.clock.progress + 1e-9 for share in self.spec.keep_checkpoints)
+        every = self.spec.keep_every
+        if passed == self.progress.shares_passed and not (every and step % every == 0):
+            return
+        name = f"step-{step:06d}"
+        if distributed.is_main():
+            draft, place = self.staging.checkpoints / f".{name}", self.staging.checkpoints / name
+            for folder in (draft, place):
+                shutil.rmtree(folder, ignore_errors=True)
+            draft.mkdir(parents=True)
+            self.write_copy(draft)
+            draft.rename(place)
+        kept = KeptCheckpoint(step=step, folder=f"checkpoints/{name}", trained_tokens=self.report.tokens)
+        self.progress = self.progress.model_copy(update={"kept": (*self.progress.kept, kept), "shares_passed": passed})
+
+
+def _trained(model: Any) -> dict[str, Any]:
+    """Parameters that training moves; a weight that two layers share is there once."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -1,0 +1,85 @@
+"""TRL's SFTTrainer with per-token weights.
+
+SFTTrainer takes hard masks by itself, as `labels`; soft weights it drops three times: when it truncates and packs (it
+rewrites `input_ids` and `labels` alone), when it removes columns, and in its collator. It also computes its loss from a
+head that it has fused into the model. Here all of that is passed by: rows arrive as they were curated, and the loss is
+that of `WeightedTrainer`. PEFT, quantisation, chat templates of the saved model and callbacks stay TRL's.
+
+This module imports trl at its top; import it only to train.
+"""
+
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+from trl import SFTConfig, SFTTrainer
+
+from curator.errors import TrainingError
+from curator.tables import LOGPROBS_PREFIX
+from curator.training.hf_trainer import WeightedTrainer
+
+_CONFIG_POSITION = 1
+_PER_TOKEN = ("input_ids", "labels", "token_weights", "position_ids", "document_ids")
+
+
+class WeightedSFTTrainer(WeightedTrainer, SFTTrainer):  # type: ignore[misc]
+    """An SFTTrainer whose loss is `weighted_cross_entropy` over `token_weights` (see `WeightedTrainer`).
+
+    Takes rows of `datasets.load_dataset` over the curated files, or what `curator.load` gives. Rows longer than
+    `max_length` lose what is behind it, weights included; to lose nothing, pack with
+    `curator.load(directory, sequence_length=N)`. TRL's own packing is refused. Entropy and token accuracy, which TRL
+    takes from its fused head, are not logged.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take what SFTTrainer takes, and `objective`.
+
+        Raises:
+            TrainingError: an option of SFTConfig that would change tokens or loss.
+        """
+        config = args[_CONFIG_POSITION] if len(args) > _CONFIG_POSITION else kwargs.get("args")
+        if isinstance(config, SFTConfig):
+            _check(config)
+        super().__init__(*args, **kwargs)
+
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
+    ) -> Any:
+        """Leave curated rows as they are but for `max_length`, which cuts all their columns alike."""
+        if not isinstance(dataset, Dataset | IterableDataset):
+            return dataset  # curator.load: nothing to tokenise, its sequence_length is the length
+        sample = next(iter(dataset))
+        names = [name for name in sample if name in _PER_TOKEN or name.startswith(LOGPROBS_PREFIX)]
+        if "input_ids" not in names:
+            raise TrainingError(
+                f"the {dataset_name} dataset has columns {sorted(sample)} and no input_ids: WeightedSFTTrainer trains "
+                "on curated rows; for raw text use SFTTrainer"
+            )
+        dataset = dataset.select_columns(names)
+        if args.max_length is not None:
+            length = args.max_length
+            dataset = dataset.map(lambda row: {name: row[name][:length] for name in names})
+            dataset = dataset.filter(_has_kept_token)
+        return dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """TRL names the columns it knows; ours come on top."""
+        WeightedTrainer._set_signature_columns_if_needed(self)
+
+
+def _check(config: SFTConfig) -> None:
+    refused = {
+        "packing": (config.packing, "pack with curator.load(directory, sequence_length=N)"),
+        "padding_free": (config.padding_free, "pack with curator.load(directory, sequence_length=N)"),
+        "assistant_only_loss": (config.assistant_only_loss, "the curated weights say what is learned"),
+        "completion_only_loss": (config.completion_only_loss, "the curated weights say what is learned"),
+        "loss_type": (config.loss_type != "nll" and config.loss_type, "the loss is that of the token weights"),
+    }
+    for name, (value, remedy) in refused.items():
+        if value:
+            raise TrainingError(f"SFTConfig({name}={value!r}) does not go with token weights: leave it out; {remedy}")
+
+
+def _has_kept_token(row: dict[str, Any]) -> bool:
+    if "token_weights" in row:
+        return any(row["token_weights"][1:])
+    return any(label != -100 for label in row["labels"][1:])

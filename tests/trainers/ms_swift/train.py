@@ -1,0 +1,73 @@
+"""ms-swift: one SGD step of its real `sft` on the cached dataset and template of the export, hard and soft."""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import oracle
+from safetensors.torch import load_file
+
+LEARNING_RATE = 100.0
+"""Large, so that rounding of the parameters does not hide the gradient in the update."""
+
+
+def main() -> None:
+    """Train on all documents in one step, in batches of three."""
+    folder = oracle.canary_folder()
+    sys.modules["torchvision"] = (
+        None  # one that does not fit the build of torch, as on CPU machines, breaks transformers
+    )
+    for name in ("hard", "soft"):
+        documents = oracle.read_documents(folder, name)
+        with tempfile.TemporaryDirectory() as output:
+            after = train(folder, name, len(documents) // 3, output)
+        model, update = oracle.updated(folder / "model", after, LEARNING_RATE)
+        # Its loss is divided by the number of labels, not by the sum of weights: equal for masks.
+        labels = sum(int((document.token_weights[1:] != 0).sum()) for document in documents)
+        factor = labels / sum(float(document.token_weights[1:].sum()) for document in documents)
+        update = {parameter: value * factor for parameter, value in update.items()}
+        oracle.check(f"ms-swift, {name}", model, update, documents, oracle.causal_logits)
+
+
+def train(folder: Path, name: str, accumulate: int, output: str) -> dict[str, object]:
+    """Run `swift sft` and read the parameters that it saved."""
+    from swift import sft_main
+
+    export = folder / "exports" / f"ms_swift-{name}"
+    options = {
+        "model": folder / "model",
+        "model_type": "llama",
+        "external_plugins": export / "template.py",
+        "template": "curated",
+        "cached_dataset": export / "train",
+        "split_dataset_ratio": 0,
+        "is_binary_loss_scale": "false",
+        "max_length": 256,
+        "strict": "true",
+        "tuner_type": "full",
+        "torch_dtype": "float32",
+        "attn_impl": "sdpa",
+        "per_device_train_batch_size": 3,
+        "gradient_accumulation_steps": accumulate,
+        "max_steps": 1,
+        "optim": "sgd",
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "constant",
+        "warmup_ratio": 0,
+        "max_grad_norm": 1e9,
+        "weight_decay": 0,
+        "use_cpu": "true",
+        "gradient_checkpointing": "false",
+        "add_version": "false",
+        "output_dir": output,
+        "report_to": "none",
+        "dataloader_num_workers": 0,
+        "use_hf": "true",
+    }
+    sft_main([text for key, value in options.items() for text in (f"--{key}", str(value))])
+    (saved,) = Path(output).rglob("model.safetensors")
+    return load_file(saved)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""The folders beside an output: never another's, never removed unless a training made them, published at once."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from curator.errors import OutputError
+from curator.training import TrainSpec, train_reference
+from curator.training.record import TrainResult
+from curator.training.staging import (
+    Staging,
+    open_staging,
+    ray_folder_of,
+    remove_folder,
+    staging_of,
+    take_ray_folder,
+)
+
+Make = Callable[..., dict[str, Any]]
+
+
+def train(spec: dict[str, Any], interrupt_at: str | None = None) -> TrainResult:
+    def say(line: str) -> None:
+        if interrupt_at is not None and line.startswith(interrupt_at):
+            raise KeyboardInterrupt
+
+    return train_reference(TrainSpec.model_validate(spec), say)
+
+
+def put_link(folder: Path, thesis: Path) -> None:
+    folder.symlink_to(thesis.parent)
+
+
+def put_link_inside(folder: Path, thesis: Path) -> None:
+    folder.mkdir()
+    (folder / "run.json").write_text("{}")
+    (folder / ("best" if folder.name.endswith("-training") else "training")).symlink_to(thesis.parent)
+
+
+def put_folder(folder: Path, thesis: Path) -> None:
+    folder.mkdir()
+    (folder / "notes").write_text("more work")
+
+
+def put_folder_of_like_names(folder: Path, thesis: Path) -> None:
+    for name in ("model", "checkpoints", "training"):
+        (folder / name).mkdir(parents=True)
+
+
+def put_file(folder: Path, thesis: Path) -> None:
+    folder.write_text("work")
+
+
+@pytest.mark.parametrize("take", ["staging", "ray"])
+@pytest.mark.parametrize("put", [put_link, put_link_inside, put_folder, put_folder_of_like_names, put_file])
+def test_what_no_training_made_is_refused_and_left_alone(
+    tmp_path: Path, put: Callable[[Path, Path], None], take: str
+) -> None:
+    thesis, output = tmp_path / "years" / "thesis.tex", tmp_path / "out"
+    thesis.parent.mkdir()
+    thesis.write_text("years of work")
+    put(staging_of(output).root if take == "staging" else ray_folder_of(output), thesis)
+    before = {str(path): path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    with pytest.raises(OutputError, match="move it away, or name another output"):
+        if take == "ray":
+            take_ray_folder(output)
+        else:
+            with open_staging(output, {}, lambda line: None):
+                pass
+    assert {str(path): path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
+
+
+def test_a_training_refuses_a_staging_folder_that_is_a_link(train_spec: Make, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "thesis.tex").write_text("years of work")
+    staging_of(tmp_path / "reference").root.symlink_to(elsewhere)
+    with pytest.raises(OutputError, match="is a symbolic link"):
+        train(train_spec(max_steps=1))
+    assert [path.name for path in elsewhere.iterdir()] == ["thesis.tex"]
+
+
+def test_what_a_killed_training_left_is_taken_and_removed(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    for folder in (staging_of(output).root, take_ray_folder(output)):
+        folder.mkdir(exist_ok=True)
+        (folder / "run.json").write_text("{}")
+    (ray_folder_of(output) / "failed").touch()
+    staging_of(output).model.mkdir()
+    assert not (take_ray_folder(output) / "failed").exists(), "a new training is not the one that failed"
+    with open_staging(output, {"spec": 1}, lambda line: None) as staging:
+        assert sorted(path.name for path in staging.root.iterdir()) == ["lock", "run.json"]
+    remove_folder(ray_folder_of(output))
+    assert list(tmp_path.iterdir()) == []
+
+
+class Killed(BaseException):
+    """As by SIGKILL, between two renames."""
+
+
+def test_a_publication_that_was_cut_off_is_made_good(
+    train_spec: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"max_steps": 6, "eval_every": 1, "keep_every": 2}
+    whole = train(train_spec(output=str(tmp_path / "whole"), **settings))
+    spec = train_spec(output=str(tmp_path / "cut"), run={"checkpoint_minutes": 1e-6}, **settings)
+    publish = Staging.publish
+
+    def cut_off(self: Staging, output: Path) -> None:
+        self.checkpoints.rename(self.model / "checkpoints")
+        raise Killed
+
+    monkeypatch.setattr(Staging, "publish", cut_off)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            train(spec)
+    monkeypatch.setattr(Staging, "publish", publish)
+    assert train(spec).checkpoints == whole.checkpoints
+    for folder in ("", *(f"{kept.folder}/" for kept in whole.checkpoints)):
+        one, other = (tmp_path / name / folder / "model.safetensors" for name in ("whole", "cut"))
+        assert one.read_bytes() == other.read_bytes(), folder
+    assert not list(tmp_path.glob(".cut*"))
+
+
+def test_an_output_that_was_filled_meanwhile_is_said_and_publishing_can_be_repeated(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    staging = staging_of(output)
+    for folder in (staging.model, staging.checkpoints / "step-000002", output / "thesis"):
+        folder.mkdir(parents=True)
+    with pytest.raises(OutputError, match=r"cannot be put at .*out' \(Directory not empty\); make that an absent"):
+        staging.publish(output)
+    os.rmdir(output / "thesis")
+    staging.publish(output)
+    assert (output / "checkpoints" / "step-000002").is_dir()
