@@ -34,7 +34,7 @@ check: setup ## Lint, types and quick tests: under two minutes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
 
 test: check system ## Everything that CI runs
 	$(BIN)/pytest -m slow

@@ -102,12 +102,14 @@ def test_a_folder_that_holds_something_else_is_left_alone(base: Path, good: Path
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.slow
 def test_equal_specs_train_equal_weights(base: Path, good: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         train_reference(make_spec(base, good, tmp_path / name, max_steps=3), lambda line: None)
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_micro_batches_bound_memory_and_do_not_change_the_result(base: Path, good: Path, tmp_path: Path) -> None:
     """With one step over all the data, however it is cut, the same gradient is taken."""
     weights = []
@@ -178,6 +180,7 @@ def test_a_kept_copy_is_made_on_the_cpu_in_the_type_that_it_is_saved_in(base: Pa
     assert len(list(copied.parameters())) == len(list(model.parameters()))
 
 
+@pytest.mark.slow
 def test_the_learning_rate_falls_along_half_a_cosine(
     base: Path, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ def held_out_loss(folder: Path, spec: dict[str, Any]) -> float:
     return total / tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_run_that_gets_worse_ends_and_publishes_its_best_step(train_spec: Make, tmp_path: Path, method: str) -> None:
     spec = train_spec(

@@ -31,6 +31,7 @@ def train(spec: dict[str, Any], interrupt_at: str | None = None) -> TrainResult:
     return train_reference(TrainSpec.model_validate(spec), say)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

@@ -101,6 +101,7 @@ class Killed(BaseException):
     """As by SIGKILL, between two renames."""
 
 
+@pytest.mark.slow
 def test_a_publication_that_was_cut_off_is_made_good(
     train_spec: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
