@@ -251,7 +251,7 @@ class Policy(Protocol):
     def binary(self) -> bool: ...  # noqa: D102
 
     def columns(self) -> tuple[str, ...]:
-        """Names of the score columns that `score` reads, such as `logprobs_reference`."""
+        """Names of the columns that `score` reads: `logprobs_reference`, `entropy_reference`, `uniform`, `repeated`."""
         ...
 
     def score(self, columns: Mapping[str, FloatArray]) -> FloatArray:

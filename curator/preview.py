@@ -7,14 +7,16 @@ The cut is taken over the sample, so it only resembles the cut of a run.
 import os
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import yaml
 
 from curator import tables
-from curator.data import Document
+from curator.data import Document, FloatArray
 from curator.errors import CorpusError
 from curator.outputs.parquet import build_rows
 from curator.plan import list_sources, read_sample
+from curator.policies import policy_features
 from curator.report.html import ReportData, render_report
 from curator.report.samples import choose_samples
 from curator.report.statistics import measure_shard
@@ -50,7 +52,7 @@ def make_preview(spec: CurationSpec, rows: int) -> tuple[str, str]:
     tokens = _token_table(usable)
     ids = [encoded.input_ids for _, encoded in usable]
     offsets = np.cumsum([0, *(len(ids_T) for ids_T in ids)])
-    logprobs = {}
+    logprobs, features = {}, {}
     for name, config in spec.models.items():
         own = _own_tokens(spec, name, usable) if models[name].tokenizer_fingerprint is not None else None
         engine = config.build(models[name], os.cpu_count() or 1)
@@ -66,8 +68,16 @@ def make_preview(spec: CurationSpec, rows: int) -> tuple[str, str]:
         if own is not None:
             scores, unscored = project_scores(scores, own)
             check_scores(scores, name, 0, unscored)
-        logprobs[name] = tables.list_array(np.concatenate([s.logprobs_T for s in scores]).astype(np.float16), offsets)
-    return _render(spec, tokens, logprobs, {name: model.model_dump() for name, model in models.items()})
+        logprobs[name] = _half_lists([s.logprobs_T for s in scores], offsets)
+        for column, (model, feature) in policy_features(spec.policy).items():
+            if model == name:
+                features[column] = _half_lists([getattr(s, f"{feature}_T") for s in scores], offsets)
+    group = RowGroup(0, tokens, logprobs, features)
+    return _render(spec, group, {name: model.model_dump() for name, model in models.items()})
+
+
+def _half_lists(values: list[FloatArray], offsets: npt.NDArray[np.int64]) -> pa.ListArray:
+    return tables.list_array(np.concatenate(values).astype(np.float16), offsets)
 
 
 def _own_tokens(spec: CurationSpec, name: str, usable: list[tuple[Document, EncodedDocument]]) -> OwnTokens:
@@ -93,11 +103,10 @@ def _token_table(usable: list[tuple[Document, EncodedDocument]]) -> pa.Table:
     return pa.table(columns, schema=tables.token_schema(_NO_COLUMNS))
 
 
-def _render(
-    spec: CurationSpec, tokens: pa.Table, logprobs: dict[str, pa.ListArray], models: dict[str, dict[str, object]]
-) -> tuple[str, str]:
+def _render(spec: CurationSpec, group: RowGroup, models: dict[str, dict[str, object]]) -> tuple[str, str]:
     """Weigh the sample by a cut of its own and draw it."""
-    piece = as_piece(spec.policy, 0, RowGroup(0, tokens, logprobs))
+    tokens, logprobs = group.tokens, group.logprobs
+    piece = as_piece(spec.policy, 0, group)
     cuts = calibrate_pieces(spec.policy, lambda: [piece])
     score_T, weights_T = apply_policy(spec.policy, piece, cuts.by_scope)
     weights_T *= np.float32(cuts.scale)

@@ -17,7 +17,7 @@ from curator.corpora import CorpusConfig
 from curator.data import ModelName, StrictModel
 from curator.errors import SpecError, StorageError
 from curator.outputs import OutputConfig
-from curator.policies import PolicyConfig
+from curator.policies import PolicyConfig, policy_features
 from curator.scorers import ScorerConfig
 from curator.tokens.tokenizer import TokensConfig
 
@@ -63,6 +63,11 @@ class CurationSpec(StrictModel):
                 raise ValueError(
                     f"policy: {self.policy.kind!r} needs a model named {name!r}, and models has "
                     f"{sorted(self.models) or 'none'}; set models.{name}, or use a policy that does not need it"
+                )
+        for column, (name, feature) in policy_features(self.policy).items():
+            if name not in self.models or feature not in self.models[name].features:
+                raise ValueError(
+                    f"policy: {self.policy.kind!r} needs {column!r}; set models.{name}.features: [{feature}]"
                 )
         for path, place in (("output.uri", self.output.uri), ("work", self.work or "")):
             if "\0" in place:

@@ -14,6 +14,7 @@ from setting import Setting
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from curator.scorers.memory import keep_freed_memory
 from curator.training import weighted_cross_entropy
 
 Batch = dict[str, Tensor]
@@ -74,6 +75,7 @@ class Plan:
 
 def train(model: Any, batches: Iterator[Batch], plan: Plan, setting: Setting, loss: Loss = stored_weights) -> float:
     """Train in place; returns the seconds spent in steps, looking not counted."""
+    keep_freed_memory()  # a quarter more steps a second on one core
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=plan.rate, betas=(0.9, 0.95), weight_decay=plan.weight_decay, fused=True
     )

@@ -15,7 +15,7 @@ from learning import Batch, Plan, batched, load_model, measure, token_losses, tr
 from prepare import looked_at, score
 from setting import Setting
 
-_LOOKS = (0.005, 0.01, 0.02, 0.03, 0.045, 0.06, 0.08, 0.1, 0.13, 0.17, 0.22, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+_LOOKS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
 
 
 def run(setting: Setting, name: str, seed: int) -> dict[str, Any]:
@@ -24,6 +24,7 @@ def run(setting: Setting, name: str, seed: int) -> dict[str, Any]:
     arm, size = ARMS[name], setting.size
     model = load_model(setting.path("base"), setting)
     documents = looked_at(setting)
+    documents["retain"] = documents["retain"][: size.guard_documents]
     curve: dict[int, dict[str, float]] = {}
     history: dict[int, np.ndarray] = {}
     plan_looks = frozenset(max(1, round(size.steps * share)) for share in _LOOKS)

@@ -19,6 +19,8 @@ class Size:
         step_tokens: positions of one optimiser step.
         base_tokens: positions that the base is trained on, at most two passes over its part of the mix.
         steps: optimiser steps of every arm.
+        retain_documents: of held-out mix, which the base's training is watched on.
+        guard_documents: those of them that every arm is measured on at each look.
     """
 
     hidden: int
@@ -35,6 +37,7 @@ class Size:
     rate: float
     target_documents: int
     retain_documents: int
+    guard_documents: int
 
     @property
     def config(self) -> LlamaConfig:
@@ -48,9 +51,9 @@ class Size:
 
 
 SIZES = {
-    "smoke": Size(64, 2, 2, 172, 1024, 128, 1024, 200_000, 3e-3, 2e-3, 20, 1e-3, 20, 10),
-    "4m": Size(224, 6, 7, 608, 4096, 256, 2048, 12_000_000, 2e-3, 5e-4, 300, 5e-4, 300, 150),
-    "124m": Size(768, 12, 12, 2048, 16384, 1024, 65_536, 400_000_000, 6e-4, 1e-4, 1000, 1e-4, 1319, 300),
+    "smoke": Size(64, 2, 2, 172, 1024, 128, 1024, 200_000, 3e-3, 2e-3, 20, 1e-3, 20, 10, 10),
+    "4m": Size(224, 6, 7, 608, 4096, 256, 2048, 12_000_000, 2e-3, 5e-4, 300, 5e-4, 300, 150, 50),
+    "124m": Size(768, 12, 12, 2048, 16384, 1024, 65_536, 400_000_000, 6e-4, 1e-4, 1000, 1e-4, 1319, 300, 300),
 }
 
 

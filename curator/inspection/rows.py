@@ -20,6 +20,9 @@ from curator import tables
 from curator.data import Cut, FloatArray, Policy
 from curator.errors import StorageError
 from curator.job import Job
+from curator.policies import policy_features
+from curator.policies.noise import REPEATED
+from curator.policies.weights import UNIFORM
 from curator.report.statistics import OffsetArray, sum_by_document
 from curator.selection.pieces import Piece, score_piece
 
@@ -71,11 +74,11 @@ class Rows:
 
     @cached_property
     def score_T(self) -> FloatArray | None:
-        """The policy's scores as the cuts were taken, shape (T,); None where the log-probs are gone."""
-        columns = {tables.LOGPROBS_PREFIX + name: values_T for name, values_T in self.logprobs.items()}
-        needed = {name for name in self.policy.columns() if name.startswith(tables.LOGPROBS_PREFIX)}
-        if not needed <= columns.keys():
+        """The policy's scores as the cuts were taken, shape (T,); None where what it reads is gone."""
+        needed = stored_columns(self.policy)
+        if not set(needed) <= set(self.table.column_names):
             return None
+        columns = {name: tables.flat(self.table.column(name))[0] for name in needed}
         return score_piece(self.policy, Piece(columns, self.offsets, self.sources, self.shard, self.first_row))
 
     @cached_property
@@ -112,6 +115,12 @@ class Rows:
     def sum_rows(self, values_T: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
         """Sum flat token values over each row, shape (D,)."""
         return sum_by_document(values_T, self.offsets)
+
+
+def stored_columns(policy: Policy) -> list[str]:
+    """Columns that the policy's scores are made of; those that selection makes itself, by what it makes them of."""
+    made_of = {UNIFORM: [], REPEATED: ["input_ids"]}
+    return [name for column in policy.columns() for name in made_of.get(column, [column])]
 
 
 def overall_cut(policy: Policy, cuts: Mapping[str, Cut], shard: int | None = None) -> float | None:
@@ -159,8 +168,9 @@ class OpenShard:
         return statistics is None or not statistics.has_min_max or statistics.min <= source <= statistics.max
 
     def read(self, group: int, columns: Sequence[str]) -> Rows:
-        """Read some columns of a row group; those that are nowhere are left out."""
-        found = [name for name in columns if name in self.places]
+        """Read some columns of a row group, and what the policy reads; those that are nowhere are left out."""
+        wanted = dict.fromkeys([*columns, *stored_columns(self.job.spec.policy)])
+        found = [name for name in wanted if name in self.places]
         parts: dict[str, pa.ChunkedArray] = {}
         for file in dict.fromkeys(self.places[name][0] for name in found):
             names = {self.places[name][1]: name for name in found if self.places[name][0] is file}
@@ -178,17 +188,19 @@ def open_shard(job: Job, cuts: Mapping[str, Cut], number: int) -> Iterator[OpenS
         StorageError: the shard is gone or damaged, or the work folder's files are of other rows.
     """
     logprobs = {tables.LOGPROBS_PREFIX + name: name for name in job.plan.models}
-    wanted = ["doc_id", "source", "text", "token_bytes", "token_weights", *logprobs]
+    features = policy_features(job.spec.policy)
+    wanted = ["doc_id", "source", "text", "input_ids", "token_bytes", "token_weights", *logprobs, *features]
     with ExitStack() as files:
         main = files.enter_context(job.curated.open(number))
         places = {name: (main, name) for name in wanted if name in main.schema_arrow.names}
         missing = [name for name in wanted if name not in places]
-        if {"source", "text", "token_bytes"} & set(missing) and number in job.tokens.published():
+        if {"source", "text", "input_ids", "token_bytes"} & set(missing) and number in job.tokens.published():
             tokens = files.enter_context(job.tokens.open(number))
             places |= {name: (tokens, name) for name in missing if name in tokens.schema_arrow.names}
-        for column, model in logprobs.items():
+        scores = {column: (model, "logprobs") for column, model in logprobs.items()} | features
+        for column, (model, name) in scores.items():
             if column in missing and number in job.scores(model).published():
-                places[column] = files.enter_context(job.scores(model).open(number)), "logprobs"
+                places[column] = files.enter_context(job.scores(model).open(number)), name
         if any(_row_counts(file) != _row_counts(main) for file, _ in places.values()):
             raise StorageError(f"shard {number:05d}: tokens, scores and weights have other row groups; run it again")
         yield OpenShard(number, job, cuts, places, main)

@@ -62,6 +62,7 @@ class ReportData:
 _SCORE_NAMES = {
     "excess_loss": "excess loss in nats",
     "loss": "loss score in nats",
+    "noise": "fit in nats",
     "random": "random number",
 }
 

@@ -12,10 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from curator.data import FloatArray, HalfArray, Policy, Scope
+from curator.data import FloatArray, HalfArray, IntArray, Policy, Scope
 from curator.errors import PolicyError
+from curator.policies.noise import REPEATED
 from curator.policies.weights import UNIFORM
 from curator.selection.histogram import round_scores
+from curator.selection.repeats import mark_repeats
 from curator.selection.ties import STREAM_UNIFORM, RowArray, as_uniform, hash_tokens
 from curator.tables import flat
 
@@ -25,14 +27,15 @@ class Piece:
     """Consecutive rows of one shard.
 
     Attributes:
-        columns: score columns by name, such as `logprobs_reference`, shape (T,), float16 or float32.
+        columns: score columns by name, such as `logprobs_reference`, shape (T,), float16 or float32, and `input_ids`,
+            int32, for a policy that reads what repeats itself.
         offsets: shape (D+1,), from 0: row d holds tokens offsets[d] to offsets[d + 1].
         sources: the rows' sources, shape (D,).
         shard: the shard's number.
         row0: number in its shard of the first row.
     """
 
-    columns: Mapping[str, FloatArray | HalfArray]
+    columns: Mapping[str, FloatArray | HalfArray | IntArray]
     offsets: RowArray
     sources: Sequence[str]
     shard: int
@@ -68,6 +71,8 @@ def score_piece(policy: Policy, piece: Piece) -> FloatArray:
     columns = {name: piece.columns[name].astype(np.float32) for name in names if name in piece.columns}
     if UNIFORM in names:
         columns[UNIFORM] = draw_uniform(policy.seed, piece)
+    if REPEATED in names:
+        columns[REPEATED] = mark_repeats(piece.columns["input_ids"].astype(np.int32), piece.offsets)
     score_T = policy.score(columns)
     if score_T.shape != (piece.offsets[-1],):
         raise PolicyError(f"policy gave scores of shape {score_T.shape} for {piece.offsets[-1]} tokens")

@@ -52,7 +52,7 @@ class SelectStage:
         statistics: list[ShardStatistics] = []
         with storage.staged_file(self.folder.root) as staged:
             with tables.open_writer(staged, schema) as writer:
-                for group in self.files.read(task.number, None, models):
+                for group in self.files.read(task.number, None, models, self.policy):
                     piece = as_piece(self.policy, task.number, group)
                     score_T, weights_T = apply_policy(self.policy, piece, self.cuts.by_scope)
                     weights_T *= np.float32(self.cuts.scale)

@@ -24,6 +24,7 @@ from curator.data import ModelConfig
 from curator.outputs.parquet import ParquetOutput
 from curator.policies.excess_loss import ExcessLoss
 from curator.policies.loss import Loss
+from curator.policies.noise import Noise
 from curator.policies.threshold import Threshold
 from curator.scorers import BigramModel, OpenAIModel
 from curator.scorers.openai import OpenAIArguments
@@ -82,7 +83,7 @@ MEANINGS: Mapping[tuple[type[BaseModel], str], Meaning] = {
     (BigramModel, "model"): "bigram_model",
     (OpenAIModel, "model"): "served_model",
     (OpenAIArguments, "tokenizer"): "tokenizer",
-    **{(policy, name): "text" for policy in (ExcessLoss, Threshold) for name in ("reference", "base")},
+    **{(policy, name): "text" for policy in (ExcessLoss, Noise, Threshold) for name in ("reference", "base")},
     (Loss, "model"): "text",
     (Threshold, "model"): "text",
 }

@@ -26,7 +26,7 @@ def columns_for(policy, length=64, seed=0):
     generator = np.random.default_rng(seed)
     columns = {}
     for name in policy.columns():
-        low, high = (0, 1) if name == "uniform" else (-8, 0)
+        low, high = (-8, 0) if name.startswith("logprobs") else (0, 1)
         columns[name] = generator.uniform(low, high, length).astype(np.float32)
         columns[name][0] = np.nan
     return columns
@@ -39,7 +39,7 @@ def policy(request):
 
 def test_every_kind_is_distinct_and_documented():
     kinds = [member.model_fields["kind"].default for member in MEMBERS]
-    assert sorted(kinds) == ["excess_loss", "keep_all", "loss", "random", "threshold"]
+    assert sorted(kinds) == ["excess_loss", "keep_all", "loss", "noise", "random", "threshold"]
     for member in MEMBERS:
         assert all(f.description for name, f in member.model_fields.items() if name != "kind"), member
 
@@ -92,7 +92,7 @@ def test_infinite_log_probs_raise_no_warning(policy):
 
 
 @pytest.mark.parametrize("keep", [0, -0.1, 1.01, math.nan])
-@pytest.mark.parametrize("kind", ["excess_loss", "loss", "random"])
+@pytest.mark.parametrize("kind", ["excess_loss", "loss", "noise", "random"])
 def test_keep_must_be_a_share(kind, keep):
     with pytest.raises(ValidationError):
         POLICY.validate_python({"kind": kind, "keep": keep})
@@ -114,6 +114,49 @@ def test_loss_prefers_the_lowest_unless_told_otherwise():
     lowest, highest = (POLICY.validate_python({"kind": "loss", "prefer": p}) for p in ("lowest", "highest"))
     assert POLICY.validate_python({"kind": "loss"}) == lowest
     assert np.nanargmax(lowest.score(columns)) == 2 and np.nanargmax(highest.score(columns)) == 1
+
+
+def noise_of(columns):
+    """The formula of `noise`, token by token, in Python's own numbers."""
+    logprobs, base, entropy, repeated = (columns[name].tolist() for name in POLICY.validate_python(NOISE).columns())
+    surprise = [a + b for a, b in zip(logprobs, entropy, strict=True)]
+    excess = [a - b for a, b in zip(logprobs, base, strict=True)]
+
+    def mean(values, token, reach):
+        first = last = token
+        while first > 0 and token - first < reach and not math.isnan(values[first - 1]):
+            first -= 1
+        while last + 1 < len(values) and last - token < reach and not math.isnan(values[last + 1]):
+            last += 1
+        return sum(values[first : last + 1]) / (last - first + 1)
+
+    return [
+        math.nan
+        if math.isnan(surprise[t])
+        else min(mean(surprise, t, 12), mean(excess, t, 4), surprise[t] / 6) - 5 * repeated[t]
+        for t in range(len(surprise))
+    ]
+
+
+NOISE = {"kind": "noise"}
+
+
+def test_noise_is_the_worst_of_its_views_within_the_document():
+    policy = POLICY.validate_python(NOISE)
+    columns = columns_for(policy)
+    for values in columns.values():
+        values[[20, 23]] = np.nan  # where further documents begin
+    columns["repeated"] = np.where(np.isnan(columns["repeated"]), np.nan, columns["repeated"] > 0.7).astype(np.float32)
+    assert np.allclose(policy.score(columns), noise_of(columns), atol=1e-5, equal_nan=True)
+
+
+def test_noise_of_a_document_does_not_depend_on_those_before_it():
+    policy = POLICY.validate_python(NOISE)
+    own, others = columns_for(policy, 50), columns_for(policy, 5000, seed=1)
+    stored = [{name: values.astype(np.float16) for name, values in columns.items()} for columns in (own, others)]
+    own, others = ({name: values.astype(np.float32) for name, values in columns.items()} for columns in stored)
+    together = policy.score({name: np.concatenate([others[name], own[name]]) for name in own})
+    assert np.array_equal(together[5000:], policy.score(own), equal_nan=True)
 
 
 @pytest.mark.parametrize(
