@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export HF_HUB_OFFLINE = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help setup demo check test test-trainers system soak bench bench-scoring bench-efficacy lock clean
+.PHONY: help setup demo check test test-trainers system soak bench bench-scoring bench-efficacy bench-noise lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -56,6 +56,9 @@ bench: bench-scoring ## Measure speed, memory and size; figures go to benchmarks
 
 bench-efficacy: setup ## Do the weights help? Rho-1 in small; FULL=--full for all arms, SIZE=124m on a GPU
 	$(BIN)/python benchmarks/efficacy/run.py --size $(or $(SIZE),4m) $(FULL)
+
+bench-noise: setup ## Which token scores find noise? AUROC by policy and kind, over the models of bench-efficacy
+	$(BIN)/python benchmarks/efficacy/noise.py --size $(or $(SIZE),4m)
 
 bench-scoring: setup $(BENCH)/ready ## Our scorers beside other ways to score, 18 minutes; SCORING="--sections limit"
 	$(BIN)/python benchmarks/scoring.py --harness $(BENCH)/bin/python $(SCORING)
