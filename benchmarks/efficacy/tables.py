@@ -28,7 +28,7 @@ def summarise(setting: Setting, facts: dict[str, Any], names: list[str], seeds: 
         name: [json.loads(setting.path("runs", f"{name}-{seed}.json").read_text()) for seed in range(seeds)]
         for name in names
     }
-    rows = {name: _row(found, runs["all"]) for name, found in runs.items()}
+    rows = {name: _row(found, runs["all"], runs[rival_of(name, names)]) for name, found in runs.items()}
     for name, row in rows.items():
         online = runs.get("online" + name.removeprefix("excess").removeprefix("rescored"))
         if name.startswith(("excess", "rescored")) and online is not None:
@@ -38,6 +38,11 @@ def summarise(setting: Setting, facts: dict[str, Any], names: list[str], seeds: 
         "dynamics": runs["all"][0]["dynamics"],
         "curves": {name: _mean_curves(found) for name, found in runs.items()},
     }  # fmt: skip
+
+
+def rival_of(name: str, names: list[str]) -> str:
+    """The arm that trains on the same data without selection."""
+    return "all_good" if ARMS[name].good_data and "all_good" in names else "all"
 
 
 def final(run: Run, part: str = "target") -> float:
@@ -80,9 +85,9 @@ def online_share(runs: list[Run], online: list[Run], everything: list[Run]) -> I
     return interval([gain / most for gain, most in zip(own, gains, strict=True)])
 
 
-def _row(runs: list[Run], everything: list[Run]) -> dict[str, Any]:
+def _row(runs: list[Run], everything: list[Run], rivals: list[Run]) -> dict[str, Any]:
     arm = ARMS[runs[0]["arm"]]
-    goals = [final(run) for run in everything]
+    goals = [final(run) for run in rivals]
     reached = [tokens_to_reach(run, goal) for run, goal in zip(runs, goals, strict=True)]
     factors = [
         max(map(int, run["curve"])) * run["step_tokens"] / tokens
@@ -94,7 +99,8 @@ def _row(runs: list[Run], everything: list[Run]) -> dict[str, Any]:
         "label": arm.label, "target": interval([final(run) for run in runs]),
         "retain": interval([final(run, "retain") for run in runs]),
         "gain_over_start": interval([run["curve"]["0"]["target"] - final(run) for run in runs]),
-        "gain_over_all": interval([goal - final(run) for goal, run in zip(goals, runs, strict=True)]),
+        "gain_over_all": interval([final(all_) - final(run) for all_, run in zip(everything, runs, strict=True)]),
+        "gain_over_unselected": interval([goal - final(run) for goal, run in zip(goals, runs, strict=True)]),
         "reached_by": len(factors), "times_fewer_tokens": interval(factors) if factors else None,
         "times_fewer_with_scoring": interval([factor / cost for factor in factors]) if factors else None,
         "kept_share": round(float(np.mean([run["kept_share"] for run in runs])), 4),
@@ -116,16 +122,17 @@ def _mean_curves(runs: list[Run]) -> dict[str, Any]:
 def as_markdown(summary: dict[str, Any]) -> str:
     """The table of arms."""
     lines = [
-        "| arm | target loss | gain over all tokens | times fewer tokens | with scoring | of the online gain "
-        "| good data in the loss | held-out mix |",
-        "|---|---|---|---|---|---|---|---|",
+        "| arm | target loss | gain over all tokens | over the same data unselected | times fewer tokens | with scoring "
+        "| of the online gain | good data in the loss | held-out mix |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in summary["arms"].values():
         times = _show(row["times_fewer_tokens"], 1)
         if 0 < row["reached_by"] < summary["seeds"]:
             times += f" ({row['reached_by']} of {summary['seeds']} seeds)"
         cells = (
-            row["label"], _show(row["target"], 4), _show(row["gain_over_all"], 4), times,
+            row["label"], _show(row["target"], 4), _show(row["gain_over_all"], 4),
+            _show(row["gain_over_unselected"], 4), times,
             _show(row["times_fewer_with_scoring"], 1), _show(row.get("share_of_online_gain"), 2),
             f"{row['good_share']:.0%}", _show(row["retain"], 3),
         )  # fmt: skip

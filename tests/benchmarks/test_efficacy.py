@@ -58,7 +58,7 @@ def test_scoring_two_models_costs_two_thirds_of_a_position(tmp_path: Path) -> No
     assert row["times_fewer_tokens"] == [2.0, None]
     assert row["times_fewer_with_scoring"] == [1.2, None]
     assert row["gain_over_all"] == [0.5, None]
-    assert "| excess loss 60% | 3.5000 | 0.5000 | 2.0 | 1.2 |" in tables.as_markdown(summary)
+    assert "| excess loss 60% | 3.5000 | 0.5000 | 0.5000 | 2.0 | 1.2 |" in tables.as_markdown(summary)
     plots.draw(summary, tmp_path / "plot.svg")
     assert (tmp_path / "plot.svg").read_text().count("<path") >= 6
 
