@@ -8,13 +8,14 @@ import os
 import sys
 import webbrowser
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
 from curator import remote
 from curator.errors import CuratorError, OutputError, SpecError
+from curator.interrupts import heeded
 from curator.training import check_command
 
 FAILED, BAD_USAGE, QUARANTINED, INTERRUPTED = 1, 2, 3, 130
@@ -264,14 +265,23 @@ def _duration(seconds: float) -> str:
 def main() -> None:
     """Run the command; errors made on purpose print one message and no traceback."""
     try:
-        app()
+        with heeded():
+            app()
     except (SpecError, OutputError) as error:
         err.print(f"error: {error}")
         sys.exit(BAD_USAGE)
     except CuratorError as error:
         err.print(f"error: {error}")
         sys.exit(FAILED)
+    except KeyboardInterrupt:
+        _leave_interrupted()
     except SystemExit as ended:
-        if ended.code == INTERRUPTED:  # typer turns Ctrl-C into this
-            err.print("interrupted; run the same command to resume")
+        if ended.code == INTERRUPTED:  # typer's word for Ctrl-C, once it has read the arguments
+            _leave_interrupted()
         raise
+
+
+def _leave_interrupted() -> NoReturn:
+    err.print("interrupted; run the same command to resume")
+    sys.stdout.flush()
+    os._exit(INTERRUPTED)  # Ray's farewell may crash when it was interrupted while it started

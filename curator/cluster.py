@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 import curator
+from curator import interrupts
 from curator.errors import ClusterError
 from curator.progress import Reporter
 from curator.worker import Failure, ShardFailure, Stage, StageWorker, versions
@@ -141,6 +142,7 @@ class _Run(Generic[Task, Result]):
 
     def drive(self) -> list[ShardFailure[Task]]:
         while self.queue or self.running or self.leaving:
+            interrupts.check()
             while self.queue and self.idle:
                 self._assign(self.idle.pop(0))
             ready, _ = ray.wait([*self.running, *self.leaving], num_returns=1, timeout=_POLL_S)
@@ -263,7 +265,7 @@ def _joined(address: str | None) -> Iterator[None]:
         options["runtime_env"] = {"py_modules": [os.path.dirname(curator.__file__)]}
     try:
         ray.init(address=address, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises some as bare Exception, such as that its node took too long to start
         raise ClusterError(f"cannot reach Ray at {address!r}: {error}; check run.address and RAY_ADDRESS") from error
     try:
         yield

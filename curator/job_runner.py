@@ -215,7 +215,7 @@ def main() -> None:
         print(f"superseded: {error}", file=sys.stderr, flush=True)
         os._exit(SUPERSEDED)  # Ray's farewell may crash when its cluster has been stopped; nothing here is needed
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        os._exit(INTERRUPTED)  # or when it was interrupted while it started
     except CuratorError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(FAILED)

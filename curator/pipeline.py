@@ -14,6 +14,7 @@ from curator import storage
 from curator.cluster import Cluster, Pool, connect
 from curator.errors import CorpusError, OutputError, ShardError
 from curator.frozen import check_same_spec, check_vacant, open_plan, write_plan
+from curator.interrupts import heeded
 from curator.job import Calibration, Job
 from curator.manifest import (
     CALIBRATION,
@@ -37,6 +38,7 @@ from curator.stages.tokenize import TokenizeStage, describe_bad_row
 from curator.worker import raise_failures
 
 
+@heeded()
 def curate(spec: CurationSpec, reporter: Reporter | None = None) -> Manifest:
     """Run a job to its end, or resume it.
 
@@ -67,6 +69,7 @@ def curate(spec: CurationSpec, reporter: Reporter | None = None) -> Manifest:
         raise
 
 
+@heeded()
 def select(directory: str, policy: Any, output: str, *, weights_only: bool = False, reporter: Reporter | None = None,
            run: Any = None) -> Manifest:  # fmt: skip
     """Apply another policy to a finished dataset's stored scores; no model runs, `directory` is not touched.

@@ -15,7 +15,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import curator
-from curator import storage, tables
+from curator import interrupts, storage, tables
 from curator.data import BadRow
 from curator.errors import OutputError
 from curator.job import Calibration, Job
@@ -53,6 +53,7 @@ def publish_dataset(job: Job, calibration: Calibration) -> Manifest:
     storage.replace(job.root, CARD, dataset_card(manifest).encode())
     if manifest.content == "dataset":
         storage.replace(job.root, REPORT, make_report(job, manifest).encode())
+    interrupts.check()
     storage.write_once(job.root, MANIFEST, manifest.model_dump_json(indent=1).encode())
     job.clear_staging()
     return read_manifest(job.root)

@@ -20,6 +20,7 @@ from signal import SIGTERM, SIGUSR1
 import psutil
 
 from curator.errors import CuratorError
+from curator.interrupts import heeded
 from curator.job_directory import Heartbeat, JobDirectory
 
 HEARTBEAT_S, STALLED_S = 10.0, 30.0
@@ -64,18 +65,14 @@ def alive(directory: JobDirectory, epoch: int, heartbeat_s: float) -> Iterator[N
     ended = threading.Event()
     directory.beat(beat_of_this_process(epoch))
     main_thread = threading.current_thread() is threading.main_thread()
-    before = {}
-    if main_thread:
-        before = {number: signal.signal(number, signal.default_int_handler) for number in (SIGUSR1, SIGTERM)}
     watcher = threading.Thread(target=_watch, args=(directory, epoch, heartbeat_s, ended, main_thread), daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        watcher.join()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with heeded(SIGUSR1, SIGTERM):
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join()
 
 
 @contextmanager

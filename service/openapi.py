@@ -42,6 +42,9 @@ SPEC_EXAMPLES: dict[str, Schema] = {
         "value": {
             "base": "/models/base",
             "corpus": {"kind": "jsonl", "uri": "/data/good.jsonl", "text_field": "text"},
+            "method": "lora",
+            "eval_every": 50,
+            "patience": 3,
             "max_minutes": 30,
         },
     },

@@ -1,11 +1,32 @@
 """Fixtures that every test folder shares."""
 
+import ctypes
+import gc
 import os
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+
+_LARGE_BYTES = 2 << 30
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Name the marker of tests that `make test` runs one after the other, with nothing beside them."""
+    config.addinivalue_line("markers", "alone: gives another process a few seconds, so nothing may run beside it")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def freed_memory() -> Iterator[None]:
+    """Give back what a file's models leave behind: engines tell the allocator to keep all that is freed."""
+    yield
+    if sys.platform.startswith("linux") and psutil.Process().memory_info().rss > _LARGE_BYTES:
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +67,14 @@ def ray_cluster() -> Iterator[None]:
 
     with cluster.connect("local"):
         yield
+
+
+@pytest.fixture
+def terminal() -> Iterator[None]:
+    """SIGINT as in a terminal: tests that were started in a shell's background ignore it, and so do their children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -122,8 +122,8 @@ def _mean_curves(runs: list[Run]) -> dict[str, Any]:
 def as_markdown(summary: dict[str, Any]) -> str:
     """The table of arms."""
     lines = [
-        "| arm | target loss | gain over all tokens | over the same data unselected | times fewer tokens | with scoring "
-        "| of the online gain | good data in the loss | held-out mix |",
+        "| arm | target loss | gain over all tokens | over the same data unselected | times fewer tokens "
+        "| with scoring | of the online gain | good data in the loss | held-out mix |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in summary["arms"].values():

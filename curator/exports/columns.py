@@ -18,14 +18,14 @@ import pyarrow.parquet as pq
 
 from curator.tables import ROW_GROUP_TOKENS, list_array
 
-Row = Mapping[str, npt.NDArray[Any]]
-"""Flat arrays by column; the columns of a row may have different lengths."""
+FileRow = Mapping[str, npt.NDArray[Any]]
+"""What one row of a file holds, by column; the columns of a row may have different lengths."""
 
 _FILE_TOKENS = 1 << 27
 """Tokens after which a further parquet file is begun: about 1 GB, so that loaders can read files in parallel."""
 
 
-def write_parquet(rows: Iterable[Row], folder: Path) -> None:
+def write_parquet(rows: Iterable[FileRow], folder: Path) -> None:
     """Write rows as list columns into `folder/train-00000.parquet` and so on."""
     folder.mkdir()
     groups = group_rows(rows)
@@ -64,9 +64,9 @@ def write_json_lines(records: Iterable[Mapping[str, Any]], path: Path) -> None:
             file.write(json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n")
 
 
-def group_rows(rows: Iterable[Row]) -> Iterator[list[Row]]:
+def group_rows(rows: Iterable[FileRow]) -> Iterator[list[FileRow]]:
     """Rows in lists of about `ROW_GROUP_TOKENS` tokens; no list is empty."""
-    group: list[Row] = []
+    group: list[FileRow] = []
     tokens = 0
     for row in rows:
         group.append(row)
@@ -78,7 +78,7 @@ def group_rows(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield group
 
 
-def list_table(rows: Sequence[Row]) -> pa.Table:
+def list_table(rows: Sequence[FileRow]) -> pa.Table:
     """A table of list columns, without a Python object for each value."""
     return pa.table({name: list_column([row[name] for row in rows]) for name in rows[0]})
 
@@ -88,7 +88,7 @@ def list_column(values: Sequence[npt.NDArray[Any]]) -> pa.ListArray:
     return list_array(np.concatenate(values), np.cumsum([0, *(len(value) for value in values)]))
 
 
-def _count_tokens(rows: Sequence[Row]) -> int:
+def _count_tokens(rows: Sequence[FileRow]) -> int:
     return sum(max(len(values) for values in row.values()) for row in rows)
 
 

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from curator.exports.columns import Row, write_parquet
+from curator.exports.columns import FileRow, write_parquet
 from curator.exports.form import Facts, Form, Item
 
 
@@ -46,6 +46,6 @@ WeightedTrainer(model=model, args=arguments, train_dataset=rows, data_collator=C
         write_parquet((_row(item) for item in items), folder / "data")
 
 
-def _row(item: Item) -> Row:
+def _row(item: Item) -> FileRow:
     """The item, with its integers as small as they can be: they widen again when they become tensors."""
     return {name: v.astype(np.int32) if v.dtype.kind == "i" else v.astype(np.float32) for name, v in item.items()}

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from curator.exports.columns import Row, group_rows, list_table, write_dataset
+from curator.exports.columns import FileRow, group_rows, list_table, write_dataset
 from curator.exports.form import Facts, Form, Item
 
 
@@ -46,7 +46,7 @@ packing: false              # exported with --sequence-length: neat_packing: tru
         write_dataset((list_table(group) for group in group_rows(_row(item) for item in items)), folder / "tokenized")
 
 
-def _row(item: Item) -> Row:
+def _row(item: Item) -> FileRow:
     row = {"input_ids": item["input_ids"], "labels": item["labels"].astype(np.int32)}
     if "document_ids" not in item:
         return {**row, "attention_mask": np.ones(len(item["input_ids"]), np.int32)}

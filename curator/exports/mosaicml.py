@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
+from curator.exports.columns import FileRow
 from curator.exports.form import Facts, Form, Item
 
 _SHARD_BYTES = 1 << 26
@@ -70,14 +71,14 @@ rows[0]["input_ids"], rows[0]["labels"], rows[0]["token_weights"]
         (folder / "index.json").write_text(json.dumps({"version": 2, "shards": shards}, sort_keys=True))
 
 
-def _row(item: Item) -> Item:
+def _row(item: Item) -> FileRow:
     """The item in the order and the types of the file: alphabetical, integers in 32 bits."""
     return {
         name: item[name].astype("<i4" if item[name].dtype.kind == "i" else "<f4", copy=False) for name in sorted(item)
     }
 
 
-def _describe(row: Item) -> dict[str, Any]:
+def _describe(row: FileRow) -> dict[str, Any]:
     return {
         "version": 2,
         "format": "mds",
@@ -90,7 +91,7 @@ def _describe(row: Item) -> dict[str, Any]:
     }
 
 
-def _encode_row(row: Item) -> bytes:
+def _encode_row(row: FileRow) -> bytes:
     columns = [_encode_array(values) for values in row.values()]
     return np.array([len(column) for column in columns], "<u4").tobytes() + b"".join(columns)
 

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
-from curator.exports.columns import Row, group_rows, list_column, write_dataset
+from curator.exports.columns import FileRow, group_rows, list_column, write_dataset
 from curator.exports.form import Facts, Form, Item
 
 _PLUGIN = '''\
@@ -56,11 +56,11 @@ swift sft --model MODEL --external_plugins template.py --template curated --cach
         (folder / "template.py").write_text(_PLUGIN, encoding="utf-8")
 
 
-def _row(item: Item) -> Row:
+def _row(item: Item) -> FileRow:
     return {"token_ids": item["input_ids"], "loss_scale": item["token_weights"]}
 
 
-def _table(rows: Sequence[Row]) -> pa.Table:
+def _table(rows: Sequence[FileRow]) -> pa.Table:
     columns = {name: list_column([row[name] for row in rows]) for name in ("token_ids", "loss_scale")}
     content = pa.StructArray.from_arrays(list(columns.values()), names=list(columns))
     message = pa.StructArray.from_arrays([pa.array(["assistant"] * len(rows)), content], names=["role", "content"])

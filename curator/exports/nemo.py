@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curator.exports.columns import Row, group_rows, list_table
+from curator.exports.columns import FileRow, group_rows, list_table
 from curator.exports.form import Facts, Form, Item, document_lengths, targets
 
 _SCHEMA = pa.schema(
@@ -60,7 +60,7 @@ sequence with `input_ids`, `seq_start_id` (where each document begins) and `loss
                 writer.write_table(table)
 
 
-def _rows(items: Iterable[Item]) -> Iterator[Row]:
+def _rows(items: Iterable[Item]) -> Iterator[FileRow]:
     for item in items:
         lengths = document_lengths(item)
         kept = lengths > 1

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from curator.exports.columns import Row, write_parquet
+from curator.exports.columns import FileRow, write_parquet
 from curator.exports.form import Facts, Form, Item, targets
 
 
@@ -44,7 +44,7 @@ PYTHONPATH=examples/trainers torchrun --nproc_per_node=8 -m torchtitan.train \\
         write_parquet((_row(item) for item in items), folder / "data")
 
 
-def _row(item: Item) -> Row:
+def _row(item: Item) -> FileRow:
     return {
         "input": item["input_ids"],
         "positions": item["position_ids"].astype(np.int32),

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from curator.exports.columns import Row, write_parquet
+from curator.exports.columns import FileRow, write_parquet
 from curator.exports.form import Facts, Form, Item, document_lengths, unpadded
 
 
@@ -44,7 +44,7 @@ SFTTrainer(model=model, args=SFTConfig(max_length=None, packing=False, padding_f
         write_parquet((_row(item) for item in items), folder / "data")
 
 
-def _row(item: Item) -> Row:
+def _row(item: Item) -> FileRow:
     item = unpadded(item)
     row = {"input_ids": item["input_ids"], "labels": item["labels"].astype(np.int32)}
     return {**row, "seq_lengths": document_lengths(item).astype(np.int32)} if "document_ids" in item else row

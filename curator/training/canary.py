@@ -8,11 +8,13 @@ others together, so that no way to divide the step into micro-batches of equal s
 Invariant: same arguments, same bytes of model and rows. This module imports torch and transformers; import it lazily.
 """
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -61,10 +63,30 @@ def write_canary(folder: Path, hard: bool = False) -> None:
         hard: weights of 0 and 1 only, for trainers that take masks.
 
     Raises:
-        OutputError: the folder holds something.
+        OutputError: the folder holds something, or cannot be written; then nothing is left in it.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{str(folder)!r} is not empty; name a new folder for the canary")
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise OutputError(f"{str(folder)!r} is not empty; name a new folder for the canary")
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(_cannot_write(folder, error)) from error
+    try:
+        _write(folder, hard)
+    except (OSError, SafetensorError) as error:
+        for entry in folder.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        raise OutputError(_cannot_write(folder, error)) from error
+
+
+def _cannot_write(folder: Path, error: Exception) -> str:
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return (
+        f"a canary cannot be written to {str(folder)!r} ({reason}); name a folder that you may write, with room for it"
+    )
+
+
+def _write(folder: Path, hard: bool) -> None:
     _make_tokenizer().save_pretrained(folder / MODEL)
     _make_model().save_pretrained(folder / MODEL)
     _write_data(folder, hard)

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CORRECT = "correct"
+CORRECT, SMOOTHED = "correct", "label smoothing"
+_SMOOTHINGS = (0.01, 0.015, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5)
+"""Close enough together that any between them is nearer to one of them than to none at all."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ def _all(model: Any, rows: list[Row], end_id: int, padding_id: int) -> Iterator[
         yield Candidate(fault.name, fault.says, parts_RP.sum(0))
         if fault.pair is _shifted and fault.weigh in (_FAULTS[0].weigh, _ones, _mask):
             yield from _divided_apart(fault, parts_RP, rows)
+            yield from _smoothed(fault, parts_RP.sum(0), model, rows)
     yield from _with_added_tokens(model, rows, end_id, padding_id)
     ids = torch.cat([row.ids for row in rows])
     pairs = _shifted(torch.cat([row.weights for row in rows]))
@@ -161,6 +164,15 @@ def _divided_apart(fault: _Fault, parts_RP: Tensor, rows: list[Row]) -> Iterator
                 share_R[group] = 1 / amounts_R[group].sum()
             says = f"{len(groups)} micro-batches were each divided by their own number of {what}{tail}"
             yield Candidate("per-micro-batch mean", says, share_R @ parts_RP)
+
+
+def _smoothed(fault: _Fault, gradient_P: Tensor, model: Any, rows: list[Row]) -> Iterator[Candidate]:
+    """A part of each token's weight goes to all tokens of the vocabulary alike."""
+    spread_P = torch.stack([_spread_gradient(model, row.ids, fault.weigh(row.weights)) for row in rows]).sum(0)
+    for share in _SMOOTHINGS:
+        says = f"targets are smoothed by about {share:g}"
+        name, tail = (SMOOTHED, "") if fault.name == CORRECT else (fault.name, f"; besides, {fault.says}")
+        yield Candidate(name, says + tail, (1 - share) * gradient_P + share * spread_P)
 
 
 def _partitions(items: list[int]) -> Iterator[list[list[int]]]:
@@ -207,12 +219,27 @@ def _with_added_tokens(model: Any, rows: list[Row], end_id: int, padding_id: int
 
 def _gradient(model: Any, ids: Tensor, pairs: Pairs) -> Tensor:
     """Gradient of sum(c * -log p) over pairs, all parameters laid end to end."""
-    model.zero_grad()
-    logprobs = model(input_ids=ids[None], use_cache=False).logits[0].log_softmax(-1)
+    logprobs = _logprobs(model, ids)
     total = torch.zeros((), dtype=logprobs.dtype)
     for position, token, coefficient in pairs:
         if coefficient:
             total = total - coefficient * logprobs[position, ids[token]]
+    return _gradient_of(total, model)
+
+
+def _spread_gradient(model: Any, ids: Tensor, weights: Tensor) -> Tensor:
+    """The same where every position learns all tokens alike."""
+    logprobs = _logprobs(model, ids)
+    return _gradient_of(-(logprobs[:-1].mean(-1) * weights[1:]).sum(), model)
+
+
+def _logprobs(model: Any, ids: Tensor) -> Tensor:
+    model.zero_grad()
+    logprobs: Tensor = model(input_ids=ids[None], use_cache=False).logits[0].log_softmax(-1)
+    return logprobs
+
+
+def _gradient_of(total: Tensor, model: Any) -> Tensor:
     if total.requires_grad:
         torch.autograd.backward(total)
     return torch.cat(

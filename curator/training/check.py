@@ -5,39 +5,39 @@ The update of the canary (parameters after minus before) is compared with every 
 Adam family, which goes along -sign(g). A candidate's misfit is the sine of its angle to the update. The learning rate
 and any scaling of the loss fall out.
 
-Invariant: `correct` is only said when it fits, and when nothing that is wrong fits about as well. For signs, only those
-entries count whose sign every candidate is sure of. This module imports torch, transformers and safetensors.
+Weight decay pulls along the parameters themselves, so that direction is left out of the comparison.
+
+Invariant: `correct` is only said when it fits, and when nothing that is wrong fits about as well; what is too small to
+show is named. For signs, only those entries count whose sign every candidate is sure of. This module imports torch,
+transformers and safetensors.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import pyarrow.parquet as pq
 import torch
-from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoTokenizer, LlamaForCausalLM
 
-from curator.errors import OutputError, TrainingError
-from curator.training.canary import DATA, MODEL
-from curator.training.canary_candidates import CORRECT, Candidate, Row, make_candidates
+from curator.training.canary_candidates import CORRECT, SMOOTHED, Candidate, make_candidates
+from curator.training.canary_files import read_canary, read_checkpoint
 
 SGD, ADAM = "SGD", "Adam"
-HARMLESS = (CORRECT, "weights in bf16")
-"""What may fit as well as the correct gradient without harm: few optimisers show a difference of 0.3%."""
+HARMLESS = (CORRECT, "weights in bf16", SMOOTHED)
+"""What may fit as well as the correct gradient: it is told, as few optimisers show a difference of 0.3%."""
 
 _NOTHING = (
     "nothing was trained: the parameters are those of the canary (a learning rate of 0 during warm-up, or a checkpoint "
     "from before the step?)"
 )
 _UNKNOWN = (
-    "more than one step, weight decay, clipping of single entries, dropout, a fault that is not known here, or an "
+    "more than one step, clipping of single entries, dropout, a fault that is not known here, or an "
     "optimiser that is neither SGD-like nor Adam-like?"
 )
 _FITS = 0.45  # sine of the angle: cosine 0.89
 _ALIKE = 1.5  # a candidate whose misfit is below this times the best one's is not told apart from it
 _NOISE = 1e-5
+_UNEXPLAINED = 1e-3  # far above what a step in float32 leaves
 _SURE = 1e-5  # of the largest entry: far above Adam's epsilon for any usual scale of the loss
 
 
@@ -86,7 +86,7 @@ def check_trainer(folder: Path, checkpoint: Path) -> Verdict:
         checkpoint: a folder with safetensors, or one such file, after one optimiser step.
 
     Raises:
-        OutputError: the folder is no canary, or the checkpoint has no safetensors.
+        OutputError: the folder is no sound canary, or the checkpoint no sound safetensors.
         TrainingError: the checkpoint has not all of the canary's parameters.
     """
     threads = torch.get_num_threads()
@@ -98,27 +98,51 @@ def check_trainer(folder: Path, checkpoint: Path) -> Verdict:
 
 
 def _check(folder: Path, checkpoint: Path) -> Verdict:
-    model, rows, end_id, padding_id = _read_canary(folder)
-    after, notes = _read_checkpoint(checkpoint, model)
+    model, rows, end_id, padding_id = read_canary(folder)
+    after, types = read_checkpoint(checkpoint, model)
+    names = ", ".join(str(dtype).removeprefix("torch.") for dtype in types)
+    notes = () if types == (torch.float32,) else (f"the checkpoint is in {names}: small updates are lost in rounding",)
     before_P = torch.cat([p.detach().flatten() for p in model.parameters()])
-    after_P = torch.cat([after[name].flatten() for name, _ in model.named_parameters()])
+    after_P = torch.cat([after[name].double().flatten() for name, _ in model.named_parameters()])
     update_P = after_P - before_P
     if not bool(torch.isfinite(update_P).all()):
         return Verdict(False, "the trained parameters hold NaN or infinity", (), notes)
-    if float(update_P.norm()) <= 1e-9 * float(before_P.norm()):
+    if _is_untrained(before_P, after_P):
         return Verdict(False, _NOTHING, (), notes)
-    return judge(update_P, make_candidates(model, rows, end_id, padding_id), notes)
+    candidates = make_candidates(model, rows, end_id, padding_id)
+    return judge(update_P, candidates, notes, before_P, _share_of_rounding(before_P, update_P, types))
 
 
-def judge(update_P: Tensor, candidates: list[Candidate], notes: tuple[str, ...] = ()) -> Verdict:
+def _is_untrained(before_P: Tensor, after_P: Tensor) -> bool:
+    """Whether only rounding moved the parameters: saving or loading in another type does."""
+    if float((after_P - before_P).norm()) <= 1e-9 * float(before_P.norm()):
+        return True
+    return any(torch.equal(after_P, before_P.to(dtype).double()) for dtype in (torch.bfloat16, torch.float16))
+
+
+def _share_of_rounding(before_P: Tensor, update_P: Tensor, types: tuple[torch.dtype, ...]) -> float:
+    """About which part of the update the rounding of stored parameters is."""
+    unit = max(torch.finfo(dtype).eps if dtype.is_floating_point else 1.0 for dtype in types) / 4
+    return float(unit * before_P.norm() / update_P.norm())
+
+
+def judge(
+    update_P: Tensor,
+    candidates: list[Candidate],
+    notes: tuple[str, ...] = (),
+    before_P: Tensor | None = None,
+    rounding: float = 0.0,
+) -> Verdict:
     """Which candidates fit the update, and what follows.
 
     Args:
         update_P: parameters after minus before, float64.
         candidates: what it may have followed.
         notes: to pass on.
+        before_P: parameters before, along which weight decay pulls; None = it is not looked for.
+        rounding: the part of the update that the rounding of parameters is, about.
     """
-    fits = sorted(_measure(update_P, candidates), key=lambda fit: fit.misfit)
+    fits = sorted(_measure(update_P, candidates, before_P), key=lambda fit: fit.misfit)
     kinds = {fit.name: fit for fit in reversed(fits)}
     limit = max(_ALIKE * fits[0].misfit, _NOISE)
     ranked = tuple(sorted(kinds.values(), key=lambda fit: (fit.misfit > limit, fit.name != CORRECT, fit.misfit)))
@@ -131,9 +155,8 @@ def judge(update_P: Tensor, candidates: list[Candidate], notes: tuple[str, ...] 
     names = " or ".join(fit.name for fit in alike)
     if any(fit.name == CORRECT for fit in alike):
         if wrong:
-            return Verdict(False, f"cannot tell apart: {names}; train in float32, or with SGD", ranked, notes)
-        if len(alike) > 1:
-            notes = (*notes, "whether weights were rounded to bfloat16 does not show with this optimiser or precision")
+            return Verdict(False, f"cannot tell apart: {names}; {_clearer(best, rounding)}", ranked, notes)
+        notes = (*notes, *_not_excluded(best, fits, limit, rounding))
         return Verdict(True, "the weights reach the loss", ranked, notes)
     if len(alike) > 1:
         return Verdict(
@@ -142,61 +165,54 @@ def judge(update_P: Tensor, candidates: list[Candidate], notes: tuple[str, ...] 
     return Verdict(False, f"this looks like: {best.name}: {best.says}", ranked, notes)
 
 
-def _measure(update_P: Tensor, candidates: list[Candidate]) -> list[Fit]:
-    fits = [_fit(candidate, SGD, update_P, -candidate.gradient_P) for candidate in candidates]
+def _not_excluded(best: Fit, fits: list[Fit], limit: float, rounding: float) -> Iterator[str]:
+    """What a sound verdict leaves open."""
+    alike = {fit.name: fit for fit in fits if fit.misfit <= limit}
+    if "weights in bf16" in alike:
+        yield "whether weights were rounded to bfloat16 does not show with this optimiser or precision"
+    if SMOOTHED in alike:
+        yield f"label smoothing is not excluded: that {alike[SMOOTHED].says} would hardly show here"
+    if best.misfit > _UNEXPLAINED:
+        yield (
+            f"{best.misfit:.1%} of the update is not explained: something besides that is no larger would not show; "
+            f"{_clearer(best, rounding)}"
+        )
+
+
+def _clearer(best: Fit, rounding: float) -> str:
+    """What to do so that more can be said."""
+    if rounding > 0.3 * best.misfit:
+        return "the step is hardly larger than the rounding of parameters: raise the learning rate, save in float32"
+    optimizer = "" if best.optimizer == SGD else ", with SGD"
+    return f"train in float32{optimizer}, without mixed precision, dropout, clipping or a loss term besides"
+
+
+def _measure(update_P: Tensor, candidates: list[Candidate], before_P: Tensor | None) -> list[Fit]:
+    decay_P = torch.zeros_like(update_P) if before_P is None else before_P
+    fits = [_fit(candidate, SGD, update_P, -candidate.gradient_P, decay_P) for candidate in candidates]
     sure_P = torch.ones_like(update_P, dtype=torch.bool)
     for candidate in candidates:
         sizes_P = candidate.gradient_P.abs()
         sure_P &= sizes_P > _SURE * sizes_P.max()
     if bool(sure_P.any()):
-        update_S = update_P[sure_P]
-        fits += [_fit(c, ADAM, update_S, -c.gradient_P[sure_P].sign()) for c in candidates]
+        update_S, decay_S = update_P[sure_P], decay_P[sure_P]
+        fits += [_fit(c, ADAM, update_S, -c.gradient_P[sure_P].sign(), decay_S) for c in candidates]
     return fits
 
 
-def _fit(candidate: Candidate, optimizer: str, update: Tensor, step: Tensor) -> Fit:
-    update, step = update / update.norm().clamp(min=1e-300), step / step.norm()
+def _fit(candidate: Candidate, optimizer: str, update: Tensor, step: Tensor, decay: Tensor) -> Fit:
+    update, step = _unit(_without(update, decay)), _unit(_without(step, decay))
     cosine = float(update @ step)
     misfit = float((update - cosine * step).norm()) if cosine > 0 else 1.0  # 1 - cosine^2 would lose its small values
     return Fit(candidate.name, candidate.says, optimizer, cosine, misfit)
 
 
-# ------------------------------------------------------------------------------------------------ reading
+def _without(vector: Tensor, direction: Tensor) -> Tensor:
+    direction = _unit(direction)
+    rest: Tensor = vector - (vector @ direction) * direction
+    return rest
 
 
-def _read_canary(folder: Path) -> tuple[Any, list[Row], int, int]:
-    files = sorted((folder / DATA / "curated").glob("*.parquet"))
-    if not files or not (folder / MODEL / "config.json").is_file():
-        raise OutputError(f"{str(folder)!r} is no canary; write one with `curator check-trainer write {folder}`")
-    tokenizer = AutoTokenizer.from_pretrained(folder / MODEL)
-    model = LlamaForCausalLM.from_pretrained(folder / MODEL, dtype=torch.float64)
-    model.eval()
-    rows = [
-        Row(torch.tensor(row["input_ids"]), torch.tensor(row["token_weights"], dtype=torch.float64))
-        for row in pq.read_table(files[0], columns=["input_ids", "token_weights"]).to_pylist()
-    ]
-    return model, rows, tokenizer.eos_token_id, tokenizer.pad_token_id
-
-
-def _read_checkpoint(checkpoint: Path, model: Any) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Parameters by the canary's names, float64; wrappers' prefixes are taken off."""
-    files = [checkpoint] if checkpoint.is_file() else sorted(checkpoint.glob("*.safetensors"))
-    if not files or any(file.suffix != ".safetensors" for file in files):
-        raise OutputError(f"{str(checkpoint)!r} has no safetensors; save the trained model with safe serialisation")
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        with safe_open(file, framework="pt") as opened:
-            tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    found = {}
-    for name, parameter in model.named_parameters():
-        keys = [key for key in tensors if key == name or key.endswith(f".{name}")]
-        if len(keys) != 1 or tensors[keys[0]].shape != parameter.shape:
-            shapes = {key: tuple(tensors[key].shape) for key in keys}
-            raise TrainingError(
-                f"{str(checkpoint)!r} has {shapes or 'nothing'} for {name!r} of shape {tuple(parameter.shape)}; train "
-                "all of the canary's parameters, no adapter, and save the whole model"
-            )
-        found[name] = tensors[keys[0]]
-    types = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in found.values()} - {"float32"})
-    notes = (f"the checkpoint is in {', '.join(types)}: small updates are lost in rounding",) if types else ()
-    return {name: tensor.double() for name, tensor in found.items()}, notes
+def _unit(vector: Tensor) -> Tensor:
+    unit: Tensor = vector / vector.norm().clamp(min=1e-300)
+    return unit

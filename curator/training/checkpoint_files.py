@@ -1,9 +1,11 @@
 """Model directories: the base that a training starts from, and what it writes.
 
-Invariant: no code that lies beside weights is run and nothing is unpickled; what is written has the base's own type
-and the base's own tokenizer, character by character.
+Invariant: no code that lies beside weights is run and nothing is unpickled; no weight of a base is one that the library
+has drawn at random; what is written has the base's own type and the base's own tokenizer, character by character.
 """
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,30 +18,85 @@ from curator.tokens.sources import find_tokenizer
 if TYPE_CHECKING:
     from curator.training.spec import TrainSpec
 
+_NAMED = 3
+
 
 class Base(NamedTuple):
-    """A model to start from, in float32, and the type that its result is saved in."""
+    """A model to start from, in float32, the type that its result is saved in, and weights that the model has not."""
 
     model: Any
     saved_dtype: torch.dtype
+    unused: tuple[str, ...] = ()
 
 
 def load_base(spec: "TrainSpec") -> Base:
-    """Load a causal language model; never runs code that lies beside the weights, never unpickles."""
+    """Load a causal language model; never runs code that lies beside the weights, never unpickles.
+
+    Raises:
+        TrainingError: files that are missing, damaged or not of one model, or weights that do not cover all of it.
+    """
     source = _locate(spec)
     weights: dict[str, Any] = {"use_safetensors": True}
     if "gguf_file" in source:
         weights = {"quantization_config": GgufConfig(dequantize=True)}
-    try:
+    with _saying_what_is_wrong(spec):
         config = AutoConfig.from_pretrained(**source, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(**source, **weights, dtype=torch.float32, trust_remote_code=False)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        # Sizes that do not fit are let through only to be refused by name below.
+        model, found = AutoModelForCausalLM.from_pretrained(
+            **source,
+            **weights,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+        if "gguf_file" not in source:  # of which the tokenizer was read before, and takes seconds
+            AutoTokenizer.from_pretrained(**source, trust_remote_code=False)  # now, not when all is trained
+    _check_complete(model, found, spec)
+    return Base(model, config.dtype or choose_dtype(spec.dtype), tuple(sorted(found["unexpected_keys"])))
+
+
+@contextmanager
+def _saying_what_is_wrong(spec: "TrainSpec") -> Iterator[None]:
+    """What the library raises over files that it was not made for has every type: KeyError, ZeroDivisionError, ..."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0].rstrip(".:")
+        named = isinstance(error, OSError | ValueError | ImportError) and first
+        reason = first if named else f"{type(error).__name__}: {first}".rstrip(": ")
         raise TrainingError(
-            f"base {spec.base!r} cannot be loaded ({reason}); name a hub model, a directory with config.json and "
-            "safetensors, or a .gguf file"
+            f"base {spec.base!r} cannot be loaded ({reason}); name a hub model, a directory with config.json, "
+            "tokenizer and safetensors, or a .gguf file, and fetch it again if it is damaged"
         ) from error
-    return Base(model, config.dtype or choose_dtype(spec.dtype))
+
+
+def _check_complete(model: Any, found: dict[str, Any], spec: "TrainSpec") -> None:
+    """Refuse weights that the library made up; those that are tied to others are none of them."""
+    kind = type(model).__name__
+    problems = []
+    if found["missing_keys"]:
+        problems.append(f"has no {_list(found['missing_keys'])}")
+    if found["mismatched_keys"]:
+        sizes = (f"{name} of shape {tuple(its)} for {tuple(own)}" for name, its, own in found["mismatched_keys"])
+        problems.append(f"has {_list(sizes)}")
+    if found["error_msgs"]:
+        problems.append(f"cannot be read in full: {_list(found['error_msgs'])}")
+    if problems:
+        unused = f"; it has {_list(found['unexpected_keys'])} besides" if found["unexpected_keys"] else ""
+        raise TrainingError(
+            f"base {spec.base!r} {'; '.join(problems)}, which {kind} needs{unused}: what is missing would be random "
+            "numbers. Name a whole causal language model whose config.json is its own"
+        )
+
+
+def _list(names: Iterable[str]) -> str:
+    """Some of them and how many more there are."""
+    first, *others = sorted(names)
+    shown, rest = [first, *others[: _NAMED - 1]], others[_NAMED - 1 :]
+    return ", ".join(shown) + (f" and {len(rest):,} more" if rest else "")
 
 
 def save_model(model: Any, saved_dtype: torch.dtype, spec: "TrainSpec", folder: Path) -> None:

@@ -1,6 +1,8 @@
 """Fine-tuning on the HF Trainer, within steps or minutes, in one process or in several that share every step.
 
 Weights and optimiser are float32 and only matrix products run in bfloat16, so that small updates are not rounded away.
+The loss comes from hidden states wherever the model has a plain output head: a micro-batch's logits, which for a large
+vocabulary outweigh the model, never exist at once.
 This module imports torch and transformers; import it only to train.
 """
 
@@ -18,11 +20,12 @@ from curator.training import distributed
 from curator.training.checkpoint_files import Base, choose_dtype, save_model
 from curator.training.clock import Clock, Report
 from curator.training.course import Course
-from curator.training.documents import Example, cut_rows, hold_out, make_batches
+from curator.training.documents import Example, cut_rows, hold_out, ids_of, make_batches
+from curator.training.fused import can_be_fused
 from curator.training.hf_trainer import WeightedTrainer
 from curator.training.lora import add_adapter, is_adapted, merged, plain_copy, save_adapter
-from curator.training.losses import weighted_cross_entropy
 from curator.training.milestones import Evaluation, KeptCheckpoint, Progress, find_progress, resume_folder
+from curator.training.objective import Objective
 from curator.training.schedule import MicroBatch, Schedule, collate
 from curator.training.staging import Staging
 
@@ -56,9 +59,10 @@ def fine_tune(base: Base, spec: "TrainSpec", documents: Sequence[Example], stagi
         say: takes progress lines.
 
     Raises:
-        TrainingError: the rows are longer than the model's context, nothing is left to hold out, or it diverged.
+        TrainingError: the rows are longer than the model's context or hold tokens that it has not, nothing is left to
+            hold out, or it diverged.
     """
-    _check_context(base.model, spec.sequence_length)
+    _check_fit(base.model, spec.sequence_length, documents)
     adapter = spec.adapter
     model = base.model if adapter is None else add_adapter(base.model, adapter, spec.seed)
     train, held = hold_out(documents, spec.eval_fraction, spec.seed)
@@ -116,7 +120,13 @@ def _check_finite(held_out: float | None, trained: float | None) -> None:
             raise TrainingError(f"the {name} loss is {loss} after the last step: it diverged; lower learning_rate")
 
 
-def _check_context(model: Any, sequence_length: int) -> None:
+def _check_fit(model: Any, sequence_length: int, documents: Sequence[Example]) -> None:
+    known, highest = model.get_input_embeddings().weight.shape[0], max(int(ids_of(ids).max()) for ids in documents)
+    if highest >= known:
+        raise TrainingError(
+            f"the data holds token {highest}, and the base's embedding has rows for 0 to {known - 1}; its tokenizer is "
+            "another model's, or got tokens that the model was not resized for"
+        )
     context = getattr(model.config, "max_position_embeddings", None)
     if context is not None and sequence_length > context:
         raise TrainingError(f"sequence_length={sequence_length} exceeds the base's context of {context}; lower it")
@@ -156,6 +166,7 @@ def _make_trainer(model: Any, spec: "TrainSpec", schedule: Schedule, clock: Cloc
         args=arguments,
         train_dataset=schedule,
         data_collator=collate,
+        objective=Objective(fused=can_be_fused(model)),  # full logits only where the architecture leaves no choice
         optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: clock.learning_rate_factor())),
     )
     trainer.remove_callback(PrinterCallback)
@@ -171,11 +182,10 @@ def _measure(trainer: WeightedTrainer, batches: Sequence[MicroBatch]) -> float |
     total = weight_sum = 0.0
     for batch in batches[distributed.rank() :: distributed.processes()]:
         inputs = {name: values.to(device) for name, values in collate([batch]).items()}
-        weights = inputs.pop("token_weights")
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=trainer.args.bf16):
-            logits = model(**inputs, use_cache=False).logits
-        total += weighted_cross_entropy(logits, inputs["input_ids"], weights, denominator=1.0).item()
-        weight_sum += weights[:, 1:].sum().item()
+            loss, _ = trainer.objective.loss(model, inputs, denominator=1.0)
+        total += loss.item()
+        weight_sum += trainer.objective.amount(inputs).item()
     model.train()
     total, weight_sum = distributed.add_up(total, weight_sum)
     return total / weight_sum

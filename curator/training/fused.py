@@ -6,7 +6,9 @@ the last hidden state after the final norm, what a model's head takes in.
 
 Precision is that of the plain losses or better: sums and logits are float32 (float64 for float64 inputs) whatever the
 inputs, and the gradient of the head's weight is summed in float32 and rounded once. Factors of products are the
-inputs', under `torch.autocast` rounded to its type, as a plain head's would be. No second derivatives.
+inputs', under `torch.autocast` rounded to its type, as a plain head's would be; what counts is autocast around the
+model's forward, which the hidden states remember by their type: the HF Trainer and accelerate take the loss outside.
+Beside half-precision hidden states, a float32 weight is rounded to their type. No second derivatives.
 
     B   sequences     T   positions     H   hidden size     V   vocabulary
 """
@@ -106,7 +108,7 @@ def fused_selective_loss(
 
 @contextmanager
 def hidden_instead_of_logits(model: Any) -> Iterator[Head]:
-    """Let `model(**inputs).logits` be the hidden states that its head takes in, and give the head.
+    """Let `model(**inputs).logits` be the hidden states that its head takes in, in its products' type; give the head.
 
         with hidden_instead_of_logits(model) as head:
             hidden = model(input_ids=input_ids).logits
@@ -135,7 +137,7 @@ def hidden_instead_of_logits(model: Any) -> Iterator[Head]:
     seen: list[Tensor] = []
 
     def keep_input(hidden: Tensor) -> Tensor:
-        seen.append(hidden)
+        seen.append(_as_factor(hidden))
         return _make_probe(len(head.weight_VH), hidden.device)
 
     def put_hidden(_: Any, __: Any, outputs: Any) -> Any:
@@ -154,6 +156,22 @@ def hidden_instead_of_logits(model: Any) -> Iterator[Head]:
             del linear.forward
         else:
             linear.forward = own_forward
+
+
+def can_be_fused(model: Any) -> bool:
+    """Whether the losses over hidden states are for this model; tried on two tokens, without a trace."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), hidden_instead_of_logits(model) as head:
+            ids = torch.zeros(1, 2, dtype=torch.int64, device=head.weight_VH.device)
+            hidden = model(input_ids=ids, use_cache=False).logits
+        check_head(hidden, head)
+    except TrainingError:
+        return False
+    finally:
+        model.train(was_training)
+    return True
 
 
 def _unwrap(model: Any) -> Any:
@@ -179,6 +197,14 @@ def _check_parallel(model: torch.nn.parallel.DistributedDataParallel) -> None:
                 f"DistributedDataParallel has {option}=True, which does not go with the fused losses: build it with "
                 f"{option}=False (in TrainingArguments ddp_{option}=False), or use the losses over logits"
             )
+
+
+def _as_factor(hidden: Tensor) -> Tensor:
+    """Hidden states in the type that the head would multiply in; the loss may be computed outside of autocast."""
+    device = hidden.device.type
+    if hidden.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return hidden
+    return hidden.to(torch.get_autocast_dtype(device))
 
 
 def _make_probe(vocabulary: int, device: torch.device) -> Tensor:

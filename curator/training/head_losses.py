@@ -228,7 +228,8 @@ def _take_losses_(logits_nV: Tensor, targets_n: Tensor, head: Head, with_gradien
 def _factor_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     """The type that a plain head would multiply in; a CPU widens float16, for which it has no fast product."""
     device = hidden.device.type
-    dtype = torch.promote_types(hidden.dtype, weight.dtype)
+    narrowed = weight.dtype == torch.float32 and hidden.dtype in (torch.bfloat16, torch.float16)
+    dtype = hidden.dtype if narrowed else torch.promote_types(hidden.dtype, weight.dtype)
     if dtype != torch.float64 and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     return torch.float32 if device == "cpu" and dtype == torch.float16 else dtype

@@ -3,7 +3,7 @@
 Ray Train gives each worker its GPU and its place among the others; what they then do is `train_here`, as under
 torchrun. What the main worker says comes back line by line, and so do its result and any worker's errors, each as it
 was raised. When a worker is lost, all are started again and go on from the last checkpoint; an error that no further
-attempt mends ends them all, so that none waits for one that is gone.
+attempt mends ends them all at once, so that none waits for one that is gone and none is started for nothing.
 
 Invariant: a training has the same spec, data and output however it is started; the spec's places must be the same on
 all machines.
@@ -80,16 +80,29 @@ def _fit(spec: TrainSpec, mailbox: Any, scratch: Path) -> None:
             name=RAY_RUN,
             storage_path=str(scratch),
             failure_config=FailureConfig(max_failures=_FURTHER_ATTEMPTS),
+            callbacks=[_make_guard(scratch / RAY_FAILED)],
             worker_runtime_env={"env_vars": variables},
         ),
     ).fit()
 
 
+def _make_guard(failed: Path) -> Any:
+    """Ray Train tries again after any error of a worker, which costs its start each time; this ends the run instead."""
+    from ray.train import UserCallback
+
+    class Guard(UserCallback):  # type: ignore[misc]
+        def after_exception(self, run_context: Any, worker_exceptions: Any) -> None:
+            if failed.exists():
+                raise TrainingError("a worker failed with an error that no further attempt mends")
+
+    return Guard()
+
+
 def _work(given: dict[str, Any]) -> None:
     """What each worker does; the main one puts lines and its result into the mailbox, each one its error.
 
-    Every error is raised, too: Ray Train then ends the other workers, which wait for this one. It starts them again,
-    and they end at once where `failed` says that no further attempt mends it.
+    Every error is raised, too: Ray Train then ends the other workers, which wait for this one. Where `failed` says that
+    no further attempt mends it, none is made, and one that was begun all the same ends at once.
     """
     from curator.training.reference import train_here
 

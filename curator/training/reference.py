@@ -25,6 +25,8 @@ from curator.training.staging import Staging, find_output, open_staging, staging
 
 __all__ = ["TrainResult", "train_here", "train_reference"]
 
+_NAMED = 3
+
 
 def train_reference(spec: TrainSpec, say: Say | None = None) -> TrainResult:
     """Fine-tune a base model on good data.
@@ -55,6 +57,7 @@ def train_reference(spec: TrainSpec, say: Say | None = None) -> TrainResult:
             f"run.workers is {spec.run.workers}, and torchrun or accelerate launch has started processes already; "
             "leave run.workers out, or start the command without them"
         )
+    find_free_output(spec)  # here, as every worker would find it out by itself, and late
     from curator.training.ray_train import train_on_ray
 
     return train_on_ray(spec, say)
@@ -62,9 +65,7 @@ def train_reference(spec: TrainSpec, say: Say | None = None) -> TrainResult:
 
 def train_here(spec: TrainSpec, say: Say) -> TrainResult:
     """Train as one process, or as one of those that a launcher started together; see `train_reference`."""
-    output = find_output(spec.output)
-    if output.is_dir() and any(output.iterdir()) and not (output / RECORD).is_file():
-        raise OutputError(f"{str(output)!r} already holds something else; name another output or remove it")
+    output = find_free_output(spec)
     # Threads that spin at a barrier starve each other on shared cores: on two cores with a load of 4, a step on two
     # threads was measured at 35 s, and at 5 s when they sleep. OpenMP reads this once, when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -74,6 +75,14 @@ def train_here(spec: TrainSpec, say: Say) -> TrainResult:
 
     with distributed.joined(on_cpu=not torch.accelerator.is_available()):
         return _train_together(spec, output, say if distributed.is_main() else _say_nothing)
+
+
+def find_free_output(spec: TrainSpec) -> Path:
+    """Where the reference will stand; raises OutputError for a place that is taken, or that none can stand at."""
+    output = find_output(spec.output)
+    if output.is_dir() and any(output.iterdir()) and not (output / RECORD).is_file():
+        raise OutputError(f"{str(output)!r} already holds something else; name another output or remove it")
+    return output
 
 
 def _train_together(spec: TrainSpec, output: Path, say: Say) -> TrainResult:
@@ -153,7 +162,11 @@ def _train(spec: TrainSpec, data: GoodData, digest: str, staging: Staging, outpu
     from curator.training.checkpoint_files import load_base
     from curator.training.fine_tune import fine_tune
 
-    outcome = fine_tune(load_base(spec), spec, data.documents, staging, say)
+    base = load_base(spec)
+    if base.unused:
+        some = ", ".join(base.unused[:_NAMED]) + (", ..." if len(base.unused) > _NAMED else "")
+        say(f"{len(base.unused):,} weights of the base are not used by {type(base.model).__name__}: {some}")
+    outcome = fine_tune(base, spec, data.documents, staging, say)
     return TrainResult(
         output=str(output),
         spec=spec,

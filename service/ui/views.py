@@ -258,8 +258,18 @@ def view_facts(job: Job) -> list[tuple[str, str]]:
         ]
         facts.append(("Policy", " · ".join(shown)))
     if job.kind == "train_reference":
-        facts.append(("Base", str(job.spec.get("base"))))
+        facts += _training_facts(job.spec)
     return [*facts, ("Output", job.output)]
+
+
+def _training_facts(spec: Mapping[str, Any]) -> list[tuple[str, str]]:
+    facts = [("Base", str(spec.get("base")))]
+    if spec.get("dataset") is not None:
+        facts.append(("Dataset", str(spec["dataset"])))
+    shown = ["low-rank adapters" if spec.get("method") == "lora" else "all weights"]
+    ends = ("epochs", "max_steps", "max_minutes", "eval_every", "patience")
+    shown += [f"{key} {spec[key]}" for key in ends if spec.get(key) is not None]
+    return [*facts, ("Training", " · ".join(shown))]
 
 
 def view_timeline(job: Job, states: Sequence[tuple[datetime, str]]) -> list[dict[str, Any]]:

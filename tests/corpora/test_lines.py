@@ -178,9 +178,9 @@ def test_a_long_window_can_be_read(new_file: NewFile) -> None:
 
 
 def test_a_decompression_bomb_is_read_in_small_blocks(new_file: NewFile) -> None:
-    for packed in (gzip.compress(bytes(300_000_000), 9), zstandard.compress(bytes(300_000_000))):
+    for packed in (gzip.compress(bytes(100_000_000), 9), zstandard.compress(bytes(100_000_000))):
         sizes = [len(block) for block in unpacked_blocks(new_file(packed), "gzip" if packed[0] == 0x1F else "zstd")]
-        assert sum(sizes) == 300_000_000
+        assert sum(sizes) == 100_000_000
         assert max(sizes) < 20_000_000
 
 

@@ -126,6 +126,7 @@ def test_a_failing_storage_is_not_called_damage(tmp_path: Path, monkeypatch: pyt
         list(corpus.read(source, [Extent(source=0, start=0, stop=5000, first_row=0, size_bytes=0)]))
 
 
+@pytest.mark.slow
 def test_one_giant_row_group_is_cut_inside_and_read_in_small_batches(tmp_path: Path) -> None:
     text = [chr(97 + i % 26) * 8000 + str(i) for i in range(20_000)]
     uri = write(tmp_path, pa.table({"text": text}), row_group_size=20_000, use_dictionary=False)

@@ -79,12 +79,14 @@ def read_olmo_core(folder: Path, record: dict[str, Any]) -> list[Document]:
 
 
 def read_nanotron(folder: Path, record: dict[str, Any]) -> list[Document]:
-    tokenizer, size = (folder / "curated.ds.metadata").read_text().splitlines()[0].split("|")
+    named, count, told = (folder / "curated.ds.metadata").read_text().splitlines()
+    tokenizer, size = named.split("|")
     assert tokenizer == record["tokenizer"]
     ids = np.fromfile(folder / "curated.ds", {"2": "<u2", "4": "<u4"}[size])
     mask = np.fromfile(folder / "curated.ds.loss", np.bool_).astype(float)
     ends = np.fromfile(folder / "curated.ds.index", "<u8").astype(np.int64)
-    assert len(ids) == len(mask) == ends[-1] and (np.diff(ends) > 0).all()
+    assert len(ids) == len(mask) == ends[-1] == int(count) and (np.diff(ends) > 0).all()
+    assert told.split()[0] == count, "the same, for people"
     windows = np.arange(record["sequence_length"], len(ids) + 1, record["sequence_length"])
     assert np.isin(windows, ends).all(), "a document reaches over a window's end"
     parts = zip(np.split(ids, ends[:-1]), np.split(mask, ends[:-1]), strict=True)

@@ -152,6 +152,19 @@ def test_soft_weights_are_refused_where_the_trainer_cannot_take_them(
     assert [path.name for path in tmp_path.iterdir()] == ["dataset"]
 
 
+def test_the_end_of_text_token_is_the_one_that_the_manifest_names(
+    tmp_path: Path, make_documents: Callable[..., Any], write_dataset: Callable[..., Path]
+) -> None:
+    """Whatever the tokenizer says of itself."""
+    tokenizer = load_tokenizer(str(TOKENIZER), None, TokensConfig())
+    dataset = write_dataset(tmp_path / "dataset", make_documents([5, 4], soft=False, seed=1), eos_id=7)
+    manifest = json.loads((dataset / "manifest.json").read_text())
+    manifest["tokenizer"] |= {"source": str(TOKENIZER), "fingerprint": tokenizer.fingerprint}
+    (dataset / "manifest.json").write_text(json.dumps(manifest))
+    record = export_dataset(dataset, "tinker", tmp_path / "out")
+    assert (record.eos_id, record.vocab_size) == (7, tokenizer.vocab_size) and tokenizer.eos_id != 7
+
+
 def test_without_a_seed_rows_keep_their_order_and_a_seed_changes_it(hard: Path, tmp_path: Path) -> None:
     def order(name: str, seed: int | None) -> list[int]:
         export_dataset(hard, "tinker", tmp_path / name, seed=seed)

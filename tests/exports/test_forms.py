@@ -92,6 +92,7 @@ def read_axolotl(folder: Path, record: dict[str, Any]) -> list[Document]:
 def read_llama_factory(folder: Path, record: dict[str, Any]) -> list[Document]:
     documents = []
     for row in disk_rows(folder / "tokenized"):
+        assert ("position_ids" in row) == (record["sequence_length"] is not None), "a packed row needs positions"
         weights, numbers = kept(row["input_ids"], row["labels"]), np.array(row["attention_mask"])
         assert not np.array(weights)[numbers == 0].any(), "padding is learned"
         for number in range(1, numbers.max() + 1):

@@ -19,10 +19,15 @@ from curator.policies.threshold import Threshold
     "policy",
     [
         {"kind": "loss", "keep": 0.3, "prefer": "highest", "scope": "source"},
-        {"kind": "random", "keep": 0.5, "scope": "shard"},
-        {"kind": "excess_loss", "keep": 0.25, "scope": "document"},
-        {"kind": "threshold", "minimum": 0.25},
-        {"kind": "keep_all"},
+        *(
+            pytest.param(policy, marks=pytest.mark.slow)
+            for policy in (
+                {"kind": "random", "keep": 0.5, "scope": "shard"},
+                {"kind": "excess_loss", "keep": 0.25, "scope": "document"},
+                {"kind": "threshold", "minimum": 0.25},
+                {"kind": "keep_all"},
+            )
+        ),
         {"kind": "excess_loss", "keep": 0.6, "soft": {"form": "linear", "temperature": 1.0}},
     ],
     ids=lambda policy: "-".join(str(policy.get(key, "")) for key in ("kind", "scope")),
@@ -59,6 +64,7 @@ def test_of_two_bounds_the_lower_counts_as_the_cut() -> None:
     assert rows.overall_cut(Threshold(maximum=2.0), cuts) == 2.0
 
 
+@pytest.mark.slow
 def test_columns_that_are_not_published_come_from_the_work_folder(
     bench: Any, lines: list[bytes], tmp_path: Path, finished: Job
 ) -> None:

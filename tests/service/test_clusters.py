@@ -12,10 +12,11 @@ import fsspec
 import httpx
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 RAY = Path(sys.executable).with_name("ray")
-PORT, DASHBOARD_PORT, CLIENT_PORT, AGENT_PORT = 46479, 48365, 48101, 48465
+PORT, DASHBOARD_PORT, CLIENT_PORT, AGENT_PORT = 46479, 48366, 48101, 48465
+WORKER_PORTS = ("--min-worker-port=23000", "--max-worker-port=23999")  # not those of another head on this machine
 
 
 @pytest.fixture
@@ -25,6 +26,7 @@ def ray_head(tmp_path: Path) -> Iterator[str]:
         str(RAY), "start", "--head", "--block", f"--port={PORT}", f"--dashboard-port={DASHBOARD_PORT}",
         "--dashboard-host=127.0.0.1", f"--ray-client-server-port={CLIENT_PORT}",
         f"--dashboard-agent-listen-port={AGENT_PORT}", "--num-cpus=3", "--object-store-memory=134217728",
+        *WORKER_PORTS,
     ]  # fmt: skip
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {
         "RAY_AUTH_MODE": "disabled",

@@ -63,6 +63,7 @@ async def outcome(settings: Settings, tenant: str, **spec: Any) -> tuple[str, fl
     return answer, time.monotonic() - began
 
 
+@pytest.mark.slow
 def test_one_tenant_does_not_hold_up_another(use: Use) -> None:
     settings = use(SLEEP)
 

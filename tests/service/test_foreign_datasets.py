@@ -28,7 +28,7 @@ def desk(tmp_path: Path) -> Any:
 @pytest.fixture
 def hosted(desk: Any, make_spec: Callable[..., dict[str, Any]]) -> Any:
     """A finished dataset of the tenant `mine`."""
-    hosted = desk.host(make_spec(rows=60, shard_tokens=20_000))
+    hosted = desk.host(make_spec(rows=16, shard_tokens=20_000))
     hosted.run_until(None)
     return hosted
 

@@ -101,7 +101,7 @@ def desk(tmp_path: Path) -> Desk:
 
 @pytest.fixture
 def hosted(desk: Desk, make_spec: Callable[..., dict[str, Any]]) -> Hosted:
-    return desk.host(make_spec(rows=120, shard_tokens=20_000))
+    return desk.host(make_spec(rows=60, shard_tokens=20_000))
 
 
 def problem(answer: httpx.Response) -> tuple[int, str]:
@@ -232,7 +232,7 @@ def test_damage_is_told_and_never_sent(desk: Desk, hosted: Hosted) -> None:
 def test_a_proxy_is_told_which_file_to_send(tmp_path: Path, make_spec: Callable[..., dict[str, Any]]) -> None:
     desk = Desk(tmp_path / "data", x_accel_prefix="/protected")
     inside = desk.host(make_spec(rows=40, shard_tokens=20_000, output={"uri": str(tmp_path / "data/jobs/x/output")}))
-    outside = desk.host(make_spec(shard_tokens=20_000, output={"uri": str(tmp_path / "elsewhere")}))
+    outside = desk.host(make_spec(rows=40, shard_tokens=20_000, output={"uri": str(tmp_path / "elsewhere")}))
     for hosted in (inside, outside):
         hosted.run_until(1)
     told = desk.get(inside.id, "shards/0")

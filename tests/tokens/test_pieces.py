@@ -12,7 +12,7 @@ CUTTING = ["byte_level", "byte_level_nfc"]
 @pytest.mark.parametrize("kind", [*KINDS, pytest.param("smollm2", marks=pytest.mark.slow)])
 def test_pieces_give_the_ids_of_the_whole(good_tokenizers: dict[str, Tokenizer], mix: list[str], kind: str) -> None:
     tokenizer = good_tokenizers[kind]
-    texts = ["\n".join(mix[i : i + 40]) for i in range(0, 200, 40)]
+    texts = ["\n".join(mix[i : i + 40]) for i in range(0, 80, 40)]
     for text in texts:
         pieces = cut_text(text, tokenizer._ids, limit=3000)
         assert "".join(pieces) == text
@@ -29,7 +29,7 @@ def test_a_text_without_places_to_cut_stays_whole(good_tokenizers: dict[str, Tok
 
 def test_documents_come_back_in_order_and_whole(good_tokenizers: dict[str, Tokenizer], mix: list[str]) -> None:
     tokenizer = good_tokenizers["byte_level"]
-    texts = [mix[0], "\n".join(mix[:300]), mix[1], "\ud800", mix[2]]
+    texts = [mix[0], "\n".join(mix[:100]), mix[1], "\ud800", mix[2]]
     encoded = tokenizer.encode(texts)
     for text, document in zip(texts, encoded, strict=True):
         if text == "\ud800":

@@ -5,6 +5,7 @@ Run by the project's own environment, so that those of the trainers need nothing
     FOLDER/model                             the tiny Llama that scored them, and its tokenizer
     FOLDER/hard, FOLDER/soft                 curated datasets: masks of 0 and 1, and soft weights
     FOLDER/exports/<form>-<hard or soft>     `curator export` of them, packed to `SEQUENCE_LENGTH` where the form packs
+    FOLDER/exports/<form>-<hard or soft>-64  a second one where the form may, but need not, be cut or packed
     FOLDER/truth/<hard or soft>.npz          the documents' ids and weights, for oracles: straight from the parquet
                                              files, so that nothing of the export is trusted
 
@@ -43,6 +44,7 @@ FORMS = {  # whether the form is exported packed, and whether it takes soft weig
     "torchtitan": (True, False),
     "torchtune": (False, False),
 }
+ALSO_WITH_A_LENGTH = ("llama_factory", "ms_swift")
 
 
 def main() -> None:
@@ -60,6 +62,8 @@ def main() -> None:
         for form, (packed, takes_soft) in FORMS.items():
             if name == "hard" or takes_soft:
                 export(folder, name, form, packed)
+                if form in ALSO_WITH_A_LENGTH:
+                    export(folder, name, form, True, f"-{SEQUENCE_LENGTH}")
 
 
 def write_model(folder: Path) -> None:
@@ -109,10 +113,10 @@ def make_dataset(folder: Path, name: str, policy: dict[str, object]) -> None:
     subprocess.run([CURATOR, "run", str(path)], check=True)
 
 
-def export(folder: Path, name: str, form: str, packed: bool) -> None:
+def export(folder: Path, name: str, form: str, with_length: bool, suffix: str = "") -> None:
     """Write one form with the public command."""
-    output = folder / "exports" / f"{form}-{name}"
-    length = ["--sequence-length", str(SEQUENCE_LENGTH)] if packed else []
+    output = folder / "exports" / f"{form}-{name}{suffix}"
+    length = ["--sequence-length", str(SEQUENCE_LENGTH)] if with_length else []
     subprocess.run([CURATOR, "export", str(folder / name), "--for", form, "--output", str(output), *length], check=True)
 
 

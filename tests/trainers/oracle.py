@@ -21,8 +21,11 @@ from torch import Tensor, nn
 TOLERANCE = 1e-6
 """Greatest relative difference of gradients in float32."""
 
-SENSITIVITY = 1e-2
+SENSITIVITY = 100 * TOLERANCE
 """Smallest relative difference that each known mistake must make here, or the comparison would prove nothing."""
+
+LEARNING_RATE = 100.0
+"""Of one SGD step; large, so that rounding of the parameters does not hide the gradient in the update."""
 
 SEQUENCE_LENGTH = 64
 VOCABULARY = 1024
@@ -84,6 +87,18 @@ def pieces(documents: list[Document], length: int) -> Iterator[Document]:
             start = stop - 1
 
 
+def cut(documents: list[Document], length: int) -> list[Document]:
+    """Documents cut to a length, each by itself; a piece begins with the last token of the one before."""
+    parts = []
+    for document in documents:
+        for start in range(0, max(1, len(document.input_ids) - 1), length - 1):
+            weights = document.token_weights[start : start + length].clone()
+            weights[0] = 0
+            if weights.any():
+                parts.append(Document(document.input_ids[start : start + length], weights))
+    return parts
+
+
 def windows(documents: list[Document], length: int) -> list[Document]:
     """Packed sequences of one length, for models that attend to all of a window; the last one is shorter."""
     joined: list[list[Document]] = [[]]
@@ -123,8 +138,10 @@ def check(title: str, model: nn.Module, seen: dict[str, Tensor], documents: list
     expected = expected_gradients(model, documents, logits)
     difference = relative(seen, expected)
     print(f"{title}: relative difference to the float64 oracle {difference:.1e}")
-    for mistake, change in MISTAKES.items():
-        wrong = [Document(d.input_ids, change(d.token_weights)) for d in documents]
+    weights = [document.token_weights for document in documents]
+    soft = any(((one != 0) & (one != 1)).any() for one in weights)
+    for mistake, change in (MISTAKES | (MISTAKES_OF_SOFT_WEIGHTS if soft else {})).items():
+        wrong = [Document(d.input_ids, one) for d, one in zip(documents, change(weights), strict=True)]
         distance = relative(expected_gradients(model, wrong, logits), expected)
         if distance < SENSITIVITY:
             sys.exit(f"{title}: the canary cannot tell '{mistake}' from the truth ({distance:.1e})")
@@ -161,17 +178,33 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
 
 
-def _aligned(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+Change = Callable[[list[Tensor]], list[Tensor]]
+"""What a mistake makes of the weights of all documents."""
+
+
+def _of_each(change: Callable[[Tensor], Tensor]) -> Change:
     def changed(weights: Tensor) -> Tensor:
         weights = change(weights.clone())
         weights[0] = 0
         return weights
 
-    return changed
+    return lambda all_weights: [changed(weights) for weights in all_weights]
 
 
-MISTAKES: dict[str, Callable[[Tensor], Tensor]] = {
-    "weights ignored": _aligned(torch.ones_like),
-    "no shift": _aligned(lambda weights: torch.roll(weights, 1)),
-    "shifted twice": _aligned(lambda weights: torch.roll(weights, -1)),
+def _mean_of_groups(weights: list[Tensor]) -> list[Tensor]:
+    """As if each micro-batch of three were averaged by itself: each group's weights then sum to the same."""
+    groups = [weights[start : start + 3] for start in range(0, len(weights), 3)]
+    sums = [sum(float(one[1:].sum()) for one in group) for group in groups]
+    return [one / (total or 1.0) for group, total in zip(groups, sums, strict=True) for one in group]
+
+
+MISTAKES: dict[str, Change] = {
+    "weights ignored": _of_each(torch.ones_like),
+    "no shift": _of_each(lambda weights: torch.roll(weights, 1)),
+    "shifted twice": _of_each(lambda weights: torch.roll(weights, -1)),
+    "mean of groups": _mean_of_groups,
+}
+MISTAKES_OF_SOFT_WEIGHTS: dict[str, Change] = {
+    "weights cut to integers": _of_each(torch.trunc),
+    "weights in bfloat16": _of_each(lambda weights: weights.bfloat16().to(weights.dtype)),
 }

@@ -231,7 +231,8 @@ def test_a_spec_out_of_range_is_refused(base: Path, good: Path, tmp_path: Path, 
 def test_a_gguf_base_becomes_a_directory_with_the_same_tokenizer(
     smollm2_gguf: Path, good: Path, tmp_path: Path
 ) -> None:
-    spec = make_spec(smollm2_gguf, good, tmp_path / "r", max_steps=1, dtype="auto", eval_fraction=0.01)
+    small = {"batch_tokens": 64, "micro_batch_tokens": 64}
+    spec = make_spec(smollm2_gguf, good, tmp_path / "r", max_steps=1, dtype="auto", eval_fraction=0.01, **small)
     result = train_reference(spec, lambda line: None)
     assert result.steps == 1 and result.loss_before is not None and math.isfinite(result.loss_before)
     own, its = (load_tokenizer(str(place), None, TokensConfig()) for place in (tmp_path / "r", smollm2_gguf))

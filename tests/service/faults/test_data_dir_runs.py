@@ -14,7 +14,7 @@ import psutil
 import pytest
 import yaml
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.usefixtures("terminal")]
 CURATOR = Path(sys.executable).with_name("curator")
 SOAK = bool(os.environ.get("CURATOR_SOAK"))
 INTERRUPTED, BAD_USAGE = 130, 2
@@ -59,12 +59,8 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 
 def press_ctrl_c(run: subprocess.Popen[str]) -> int:
-    """As a person does: again when nothing happens, for Python drops an interrupt that hits it in a destructor."""
     run.send_signal(signal.SIGINT)
-    with suppress(subprocess.TimeoutExpired):
-        return run.wait(8)  # it may be busy leaving: a second interrupt then ends it by the signal itself
-    run.send_signal(signal.SIGINT)
-    return run.wait(8)
+    return run.wait(16)
 
 
 def test_a_run_by_hand_is_a_job_of_the_service(

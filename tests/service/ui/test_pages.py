@@ -3,10 +3,14 @@
 import json
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from curator.job_directory import JobDirectory, JobRecord, new_id, now
+from curator.spec import CurationSpec
+from curator.training.spec import TrainSpec
 from service.problems import Problem
 from service.routes.pages import _local
 from service.ui import filters
@@ -14,6 +18,7 @@ from service.ui.examples import SPECS
 from service.ui.history import read_history, read_log_tail
 from service.ui.render import STATIC, render
 from service.ui.spec_text import yaml_to_json
+from service.ui.views import view_facts
 
 
 @pytest.mark.parametrize(
@@ -51,8 +56,22 @@ def test_durations(seconds: float | None, text: str) -> None:
 def test_yaml_is_read_as_the_command_line_reads_it() -> None:
     text = b"name: a  # comment\nmodels:\n  reference: {engine: bigram}\nkeep: 0.6\n"
     assert json.loads(yaml_to_json(text)) == {"name": "a", "models": {"reference": {"engine": "bigram"}}, "keep": 0.6}
-    for example in SPECS.values():
-        assert json.loads(yaml_to_json(example.encode()))["corpus"]["kind"] == "jsonl"
+
+
+def test_the_examples_are_specs() -> None:
+    """But for the output, which the service chooses."""
+    curation, training = (json.loads(yaml_to_json(SPECS[kind].encode())) for kind in ("curate", "train_reference"))
+    CurationSpec.model_validate(curation | {"output": {"uri": "out"}})
+    spec = TrainSpec.model_validate(training | {"output": "out"})
+    assert spec.eval_every is not None and spec.patience is not None
+
+
+def test_what_was_asked_of_a_training_is_shown() -> None:
+    spec = {"base": "b", "dataset": "d", "method": "lora", "epochs": 2.0, "patience": 3}
+    job: Any = SimpleNamespace(kind="train_reference", spec=spec, output="o")
+    assert view_facts(job) == [
+        ("Base", "b"), ("Dataset", "d"), ("Training", "low-rank adapters · epochs 2.0 · patience 3"), ("Output", "o"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

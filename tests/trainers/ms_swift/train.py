@@ -1,4 +1,4 @@
-"""ms-swift: one SGD step of its real `sft` on the cached dataset and template of the export, hard and soft."""
+"""ms-swift: one SGD step of its real `sft` on the cached dataset and template of the export: hard, soft, whole, cut."""
 
 import sys
 import tempfile
@@ -7,9 +7,6 @@ from pathlib import Path
 import oracle
 from safetensors.torch import load_file
 
-LEARNING_RATE = 100.0
-"""Large, so that rounding of the parameters does not hide the gradient in the update."""
-
 
 def main() -> None:
     """Train on all documents in one step, in batches of three."""
@@ -17,25 +14,29 @@ def main() -> None:
     sys.modules["torchvision"] = (
         None  # one that does not fit the build of torch, as on CPU machines, breaks transformers
     )
-    for name in ("hard", "soft"):
+    for name, length in (("hard", None), ("soft", None), ("soft", oracle.SEQUENCE_LENGTH)):
         documents = oracle.read_documents(folder, name)
+        if length is not None:
+            documents = oracle.cut(documents, length)
         with tempfile.TemporaryDirectory() as output:
-            after = train(folder, name, len(documents) // 3, output)
-        model, update = oracle.updated(folder / "model", after, LEARNING_RATE)
+            export = folder / "exports" / f"ms_swift-{name}{f'-{length}' if length else ''}"
+            after = train(folder / "model", export, len(documents), output)
+        model, update = oracle.updated(folder / "model", after, oracle.LEARNING_RATE)
         # Its loss is divided by the number of labels, not by the sum of weights: equal for masks.
         labels = sum(int((document.token_weights[1:] != 0).sum()) for document in documents)
         factor = labels / sum(float(document.token_weights[1:].sum()) for document in documents)
         update = {parameter: value * factor for parameter, value in update.items()}
-        oracle.check(f"ms-swift, {name}", model, update, documents, oracle.causal_logits)
+        title = f"ms-swift, {name}{', cut' if length else ''}"
+        oracle.check(title, model, update, documents, oracle.causal_logits)
 
 
-def train(folder: Path, name: str, accumulate: int, output: str) -> dict[str, object]:
+def train(model: Path, export: Path, rows: int, output: str) -> dict[str, object]:
     """Run `swift sft` and read the parameters that it saved."""
     from swift import sft_main
 
-    export = folder / "exports" / f"ms_swift-{name}"
+    batch = next(size for size in (3, 2, 1) if rows % size == 0)
     options = {
-        "model": folder / "model",
+        "model": model,
         "model_type": "llama",
         "external_plugins": export / "template.py",
         "template": "curated",
@@ -47,11 +48,11 @@ def train(folder: Path, name: str, accumulate: int, output: str) -> dict[str, ob
         "tuner_type": "full",
         "torch_dtype": "float32",
         "attn_impl": "sdpa",
-        "per_device_train_batch_size": 3,
-        "gradient_accumulation_steps": accumulate,
+        "per_device_train_batch_size": batch,
+        "gradient_accumulation_steps": rows // batch,
         "max_steps": 1,
         "optim": "sgd",
-        "learning_rate": LEARNING_RATE,
+        "learning_rate": oracle.LEARNING_RATE,
         "lr_scheduler_type": "constant",
         "warmup_ratio": 0,
         "max_grad_norm": 1e9,

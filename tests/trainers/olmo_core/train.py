@@ -14,15 +14,12 @@ from olmo_core.optim import OptimConfig
 
 example = oracle.load_example("train_olmo_core")
 
-LEARNING_RATE = 100.0
-"""Large, so that rounding of the parameters does not hide the gradient in the update."""
-
 
 @dataclass
 class SGDConfig(OptimConfig[torch.optim.SGD]):
     """Plain SGD, whose update is the gradient."""
 
-    lr: float = LEARNING_RATE
+    lr: float = oracle.LEARNING_RATE
 
     @classmethod
     def optimizer(cls) -> type[torch.optim.SGD]:
@@ -49,7 +46,7 @@ def main() -> None:
         before = copy.deepcopy(trainer.train_module.model)
         trainer.fit()
         after = dict(trainer.train_module.model.named_parameters())
-        update = {name: (old - after[name]).detach() / LEARNING_RATE for name, old in before.named_parameters()}
+        update = {name: (old - after[name]).detach() / oracle.LEARNING_RATE for name, old in before.named_parameters()}
         oracle.check("OLMo-core, masks", before, update, windows, lambda model, ids: model(ids))
 
 

@@ -10,9 +10,6 @@ import torch
 import torchtune
 from omegaconf import OmegaConf
 
-LEARNING_RATE = 100.0
-"""Large, so that rounding of the parameters does not hide the gradient in the update."""
-
 
 class Tokens:
     """What the recipe asks of a tokenizer when rows are tokenised: the padding id."""
@@ -36,7 +33,7 @@ def main() -> None:
             recipe.setup(cfg=config)
             before = {name: value.detach().clone() for name, value in recipe._model.named_parameters()}
             recipe.train()
-            update = {n: (before[n] - v.detach()) / LEARNING_RATE for n, v in recipe._model.named_parameters()}
+            update = {n: (before[n] - v.detach()) / oracle.LEARNING_RATE for n, v in recipe._model.named_parameters()}
             recipe._model.load_state_dict(before, strict=False)
             title = f"torchtune, {'packed' if packed else 'padded'}"
             oracle.check(title, recipe._model, update, documents, logits)
@@ -79,7 +76,7 @@ def recipe_config(folder: Path, scratch: str, packed: bool, documents: int) -> O
                 "norm_eps": 1e-6,
             },
             "tokenizer": {"_component_": "train.Tokens"},
-            "optimizer": {"_component_": "torch.optim.SGD", "lr": LEARNING_RATE},
+            "optimizer": {"_component_": "torch.optim.SGD", "lr": oracle.LEARNING_RATE},
             "loss": {"_component_": "torchtune.modules.loss.CEWithChunkedOutputLoss"},
             "dataset": {
                 "_component_": "curated.dataset",

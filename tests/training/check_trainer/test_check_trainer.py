@@ -1,5 +1,7 @@
 """`curator check-trainer`: the right verdict for every known fault, and when nothing can be said."""
 
+import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,6 +61,7 @@ def test_candidates_are_well_apart(candidates: list[Candidate]) -> None:
         closest[other.name] = (max(cosine, before[0]), max(signs, before[1]))
     print("\n".join(f"{cosine:8.5f} {signs:8.5f} {name}" for name, (cosine, signs) in closest.items()))
     assert closest.pop("weights in bf16")[0] < 1 - 1e-6
+    assert closest.pop("label smoothing")[0] < 1 - 1e-8
     assert max(cosine for cosine, _ in closest.values()) < 0.9995
     assert max(signs for _, signs in closest.values()) < 0.99
     assert len(closest) == 14
@@ -111,11 +114,14 @@ def step_by_hand(
     groups: tuple[tuple[int, ...], ...] = ((0, 1, 2, 3, 4, 5),),
     autocast: bool = False,
     steps: int = 1,
+    smoothing: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+    **changed: float,
 ) -> Path:
     """A trainer of a few lines, in float32, one row at a time, with a fault built in; groups have equal say."""
-    model = LlamaForCausalLM.from_pretrained(canary / "model", dtype=torch.float32)
+    model = LlamaForCausalLM.from_pretrained(canary / "model", dtype=dtype)
     kind, settings = OPTIMIZERS[optimizer]
-    stepper = kind(model.parameters(), **settings)
+    stepper = kind(model.parameters(), **(settings | changed))
     pair, weigh = FAULTS[fault]
     rows = pq.read_table(canary / "data" / "curated" / "00000.parquet").to_pylist()
     for _ in range(steps):
@@ -128,7 +134,9 @@ def step_by_hand(
                 with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                     logits = model(input_ids=ids, use_cache=False).logits.float()
                 logits, targets, weights = pair(logits, ids, weights)
-                token_losses = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+                token_losses = cross_entropy(
+                    logits.flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=smoothing
+                )
                 losses.append((token_losses * weights.flatten()).sum())
                 amounts.append(weights.sum())
             (sum(losses) / sum(amounts)).backward()  # type: ignore[union-attr]
@@ -176,12 +184,55 @@ def test_mixed_precision_blurs_but_does_not_hide(canary: Path, tmp_path: Path, o
     assert verdict.sound == (fault == CORRECT)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("smoothing", [0.1, 0.14])
+def test_label_smoothing_is_told_apart(canary: Path, tmp_path: Path, optimizer: str, smoothing: float) -> None:
+    verdict = check_trainer(canary, step_by_hand(canary, tmp_path, optimizer, smoothing=smoothing))
+    assert not verdict.sound
+    assert verdict.summary.startswith("this looks like: label smoothing: targets are smoothed by about 0.")
+    if optimizer == "sgd":  # signs tell little of how much
+        assert verdict.fits[0].says.endswith("0.1" if smoothing == 0.1 else "0.15")
+
+
+def test_label_smoothing_that_does_not_show_is_not_excluded(canary: Path, tmp_path: Path) -> None:
+    blurred = check_trainer(canary, step_by_hand(canary, tmp_path / "a", "sgd", autocast=True))
+    notes = "\n".join(blurred.notes)
+    assert blurred.sound and "label smoothing is not excluded: that targets are smoothed by about 0." in notes
+    assert "0.5% of the update is not explained" in notes and "without mixed precision" in notes
+    clear = check_trainer(canary, step_by_hand(canary, tmp_path / "b", "sgd"))
+    assert clear.sound and clear.notes == ()
+
+
+def test_weight_decay_does_not_disturb(canary: Path, tmp_path: Path) -> None:
+    assert check_trainer(canary, step_by_hand(canary, tmp_path / "a", "sgd", weight_decay=0.1)).sound
+    wrong = check_trainer(canary, step_by_hand(canary, tmp_path / "b", "sgd", "shifted twice", weight_decay=0.1))
+    assert wrong.summary.startswith("this looks like: shifted twice")
+
+
 # ------------------------------------------------------------------------------------------------ honesty
 
 
 def test_no_update_is_no_verdict_of_soundness(canary: Path) -> None:
     verdict = check_trainer(canary, canary / "model")
     assert not verdict.sound and not verdict.fits and verdict.summary.startswith("nothing was trained")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("saved", ["as it is", "in float32"])
+def test_rounding_alone_is_no_training(canary: Path, tmp_path: Path, dtype: torch.dtype, saved: str) -> None:
+    tensors = {name: w.to(dtype) for name, w in load_file(canary / "model" / "model.safetensors").items()}
+    if saved == "in float32":
+        tensors = {name: weight.float() for name, weight in tensors.items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    verdict = check_trainer(canary, tmp_path)
+    assert not verdict.sound and verdict.summary.startswith("nothing was trained")
+
+
+def test_a_step_that_drowns_in_rounding_asks_for_a_larger_one(canary: Path, tmp_path: Path) -> None:
+    """In float32 with SGD already, so neither can be the advice."""
+    verdict = check_trainer(canary, step_by_hand(canary, tmp_path, "sgd", lr=1e-6))
+    assert not verdict.sound and verdict.summary.startswith("cannot tell apart: correct or ")
+    assert "raise the learning rate" in verdict.summary and "with SGD" not in verdict.summary
 
 
 def test_noise_fits_nothing(candidates: list[Candidate]) -> None:
@@ -226,6 +277,94 @@ def test_a_checkpoint_that_lacks_parameters_is_refused(canary: Path, tmp_path: P
         check_trainer(canary, tmp_path / "pickle")
     with pytest.raises(OutputError, match="is no canary"):
         check_trainer(tmp_path, tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ damaged files
+
+
+def untrained(canary: Path, folder: Path) -> dict[str, Tensor]:
+    folder.mkdir()
+    return load_file(canary / "model" / "model.safetensors")
+
+
+def test_a_damaged_checkpoint_is_named(canary: Path, tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    for content in (b"", b"garbage" * 99, (canary / "model" / file.name).read_bytes()[:5000]):
+        file.write_bytes(content)
+        with pytest.raises(OutputError, match=r"model\.safetensors' cannot be read \(.*save the trained model again"):
+            check_trainer(canary, tmp_path)
+    file.unlink()
+    file.symlink_to(tmp_path / "gone")
+    with pytest.raises(OutputError, match="cannot be read"):
+        check_trainer(canary, tmp_path)
+
+
+def test_a_checkpoint_that_is_not_there_or_cannot_be_listed_is_named(
+    canary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(OutputError, match=r"there is no checkpoint at .*gone"):
+        check_trainer(canary, tmp_path / "gone")
+    with pytest.raises(OutputError, match=r"cannot be read \(File name too long\)"):
+        check_trainer(canary, tmp_path / ("x" * 300))
+
+    def refuse(self: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)  # tests may run as root, whom no permission keeps out
+    with pytest.raises(OutputError, match=r"cannot be read \(Permission denied\)"):
+        check_trainer(canary, tmp_path)
+
+
+def test_one_parameter_in_several_files_is_ambiguous(canary: Path, tmp_path: Path) -> None:
+    tensors = untrained(canary, tmp_path / "a")
+    names = sorted(tensors)
+    save_file({name: tensors[name] for name in names[:5]}, tmp_path / "a" / "model-00001-of-00002.safetensors")
+    save_file({name: tensors[name] for name in names[5:]}, tmp_path / "a" / "model-00002-of-00002.safetensors")
+    assert check_trainer(canary, tmp_path / "a").summary.startswith("nothing was trained"), "shards are one save"
+    save_file(tensors, tmp_path / "a" / "model.safetensors")
+    with pytest.raises(OutputError, match=r"'lm_head.weight' is in both 'model-00001.*' and 'model\.safetensors'"):
+        check_trainer(canary, tmp_path / "a")
+    both = tensors | {f"ema.{name}": tensor.clone() for name, tensor in tensors.items()}
+    save_file(both, tmp_path / "both.safetensors")
+    with pytest.raises(TrainingError, match=r"'ema\.model.*', 'model.*several models in one save"):
+        check_trainer(canary, tmp_path / "both.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("data/curated/00000.parquet", b""),
+        ("data/curated/00000.parquet", b"PAR1 and nothing else PAR1"),
+        ("model/config.json", b"{"),
+        ("model/config.json", b'{"model_type": "llama"}'),
+        ("model/model.safetensors", b""),
+        ("model/tokenizer.json", b"[]"),
+        ("model/tokenizer.json", None),
+    ],
+)
+def test_a_damaged_canary_is_named(canary: Path, tmp_path: Path, file: str, content: bytes | None) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(canary, damaged)
+    (damaged / file).unlink()
+    if content is not None:
+        (damaged / file).write_bytes(content)
+    with pytest.raises(OutputError, match=r"the canary in .*damaged' is damaged \(.*write a new one"):
+        check_trainer(damaged, canary / "model")
+
+
+def test_a_folder_that_cannot_be_written_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"cannot be written to .*canary' \(Not a directory\)"):
+        write_canary(tmp_path / "file" / "canary")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # as a full disk: the weights take 48 kB
+    try:
+        with pytest.raises(OutputError, match=r"cannot be written to .*canary' \(.*File too large"):
+            write_canary(tmp_path / "canary")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list((tmp_path / "canary").iterdir()) == []
+    write_canary(tmp_path / "canary")
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -2,9 +2,9 @@
 
 Loaded by conftest.py, and run as a script by every rank of a data-parallel test:
 
-    python drivers.py ADAPTER LAYOUT FORM OUTPUT.pt      (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT are set)
+    python drivers.py ADAPTER OUTPUT.pt LAYOUT/FORM ...      (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT are set)
 
-FORM is `logits` or `fused`.
+FORM is `logits` or `fused`; one training after the other, as starting the processes takes far longer than a step.
 """
 
 import contextlib
@@ -259,7 +259,10 @@ def record(adapter: str, task: Task, **options: Any) -> Gradients:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    name, layout, form, output = sys.argv[1:]
-    gradients = record(name, Task(lay_out(make_documents(), layout), 3, Objective(fused=form == "fused")))
+    name, output, *cases = sys.argv[1:]
+    taken = {}
+    for case in cases:
+        layout, _, form = case.partition("/")
+        taken[case] = record(name, Task(lay_out(make_documents(), layout), 3, Objective(fused=form == "fused")))
     if os.environ["RANK"] == "0":
-        torch.save(gradients, output)
+        torch.save(taken, output)
