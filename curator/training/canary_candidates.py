@@ -133,12 +133,16 @@ def _differs(fault_P: Tensor, correct_P: Tensor) -> bool:
 
 
 def _all(model: Any, rows: list[Row], end_id: int, padding_id: int) -> Iterator[Candidate]:
+    correct_P: Tensor | None = None
     for fault in _FAULTS:
         parts_RP = torch.stack([_gradient(model, row.ids, fault.pair(fault.weigh(row.weights))) for row in rows])
-        yield Candidate(fault.name, fault.says, parts_RP.sum(0))
-        if fault.pair is _shifted and fault.weigh in (_FAULTS[0].weigh, _ones, _mask):
+        whole_P = parts_RP.sum(0)
+        yield Candidate(fault.name, fault.says, whole_P)
+        combines = fault.pair is _shifted and fault.weigh in (_FAULTS[0].weigh, _ones, _mask)
+        if combines and (correct_P is None or _differs(whole_P, correct_P)):  # hard weights are a mask already
             yield from _divided_apart(fault, parts_RP, rows)
-            yield from _smoothed(fault, parts_RP.sum(0), model, rows)
+            yield from _smoothed(fault, whole_P, model, rows)
+        correct_P = whole_P if correct_P is None else correct_P
     yield from _with_added_tokens(model, rows, end_id, padding_id)
     ids = torch.cat([row.ids for row in rows])
     pairs = _shifted(torch.cat([row.weights for row in rows]))
