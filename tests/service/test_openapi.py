@@ -19,7 +19,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 SOAK = os.environ.get("CURATOR_SOAK") == "1"
-EXAMPLES = 1500 if SOAK else 12
+EXAMPLES = 1500 if SOAK else 25
 LONGEST_S = 5400 if SOAK else 1200
 ROOMY = {
     "CURATOR_MAX_RUNNING_JOBS": "0", "CURATOR_MAX_QUEUED_JOBS": "1000000", "CURATOR_TENANT_QUEUED_JOBS": "1000000",
