@@ -75,6 +75,8 @@ def curator(setting: Setting, *arguments: str) -> None:
 
 def split(setting: Setting) -> dict[str, Any]:
     """Three parts of the mix by a hash of each document's id: to train the base, to draw from, to guard."""
+    if not (setting.data / "corpus" / "mix.jsonl.gz").exists():
+        sys.exit(f"{setting.data} has no corpus/mix.jsonl.gz; name the folder with corpus/ and target/ by --data")
     parts: dict[str, list[dict[str, str]]] = {"base": [], "pool": [], "retain": []}
     for row in _read_gzip(setting.data / "corpus" / "mix.jsonl.gz"):
         place = int.from_bytes(hashlib.sha256(row["id"].encode()).digest()[:8], "big") / 2**64

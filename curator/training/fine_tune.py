@@ -65,12 +65,7 @@ def fine_tune(base: Base, spec: "TrainSpec", documents: Sequence[Example], stagi
     _check_fit(base.model, spec.sequence_length, documents)
     adapter = spec.adapter
     model = base.model if adapter is None else add_adapter(base.model, adapter, spec.seed)
-    train, held = hold_out(documents, spec.eval_fraction, spec.seed)
-    if spec.eval_fraction > 0 and not held:
-        raise TrainingError("one document cannot be trained on and held out; set eval_fraction: 0 or add documents")
-    if held:
-        share = sum(map(len, held)) / sum(map(len, documents))
-        say(f"held out: {len(held):,} documents, {share:.1%} of the tokens (eval_fraction {spec.eval_fraction:.1%})")
+    train, held = _hold_out(spec, documents, say)
     batches = make_batches(cut_rows(train, spec.sequence_length), spec.micro_batch_tokens, spec.seed)
     held_batches = make_batches(cut_rows(held, spec.sequence_length), spec.micro_batch_tokens, spec.seed)
     schedule = Schedule(batches, spec.batch_tokens, distributed.processes(), spec.seed)
@@ -111,6 +106,18 @@ def fine_tune(base: Base, spec: "TrainSpec", documents: Sequence[Example], stagi
         checkpoints=course.progress.kept,
         resumed_at=course.progress.resumed_at,
     )
+
+
+def _hold_out(
+    spec: "TrainSpec", documents: Sequence[Example], say: "Say"
+) -> tuple[Sequence[Example], Sequence[Example]]:
+    train, held = hold_out(documents, spec.eval_fraction, spec.seed)
+    if spec.eval_fraction > 0 and not held:
+        raise TrainingError("one document cannot be trained on and held out; set eval_fraction: 0 or add documents")
+    if held:
+        share = sum(map(len, held)) / sum(map(len, documents))
+        say(f"held out: {len(held):,} documents, {share:.1%} of the tokens (eval_fraction {spec.eval_fraction:.1%})")
+    return train, held
 
 
 def _check_finite(held_out: float | None, trained: float | None) -> None:

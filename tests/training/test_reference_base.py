@@ -75,13 +75,6 @@ INCOMPLETE = {
 }
 
 
-@pytest.mark.parametrize(("damage", "message"), INCOMPLETE.values(), ids=INCOMPLETE)
-def test_weights_that_would_be_random_are_named(
-    train_spec: Make, copy_of: Callable[[Damage], Path], tmp_path: Path, damage: Damage, message: str
-) -> None:
-    refuse(train_spec(base=str(copy_of(damage))), message, tmp_path)
-
-
 DAMAGED = {
     "cut weights": (
         cut("model.safetensors", 5000),
@@ -109,8 +102,8 @@ DAMAGED = {
 }
 
 
-@pytest.mark.parametrize(("damage", "message"), DAMAGED.values(), ids=DAMAGED)
-def test_damaged_files_are_one_clear_error(
+@pytest.mark.parametrize(("damage", "message"), (INCOMPLETE | DAMAGED).values(), ids=INCOMPLETE | DAMAGED)
+def test_weights_that_would_be_random_are_named_and_damaged_files_are_one_clear_error(
     train_spec: Make, copy_of: Callable[[Damage], Path], tmp_path: Path, damage: Damage, message: str
 ) -> None:
     refuse(train_spec(base=str(copy_of(damage))), message, tmp_path)
