@@ -101,8 +101,15 @@ def fetch(port: int, method: str = "GET", **headers: str) -> tuple[http.client.H
 
 
 def open_descriptors(path: Path) -> int:
-    links = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
-    return sum(os.path.realpath(link) == str(path) for link in links)
+    return sum(_target(name) == str(path) for name in os.listdir("/proc/self/fd"))
+
+
+def _target(descriptor: str) -> str | None:
+    """What it leads to; None if another thread has closed it since it was listed."""
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}")
+    except FileNotFoundError:
+        return None
 
 
 def wait_until_closed(path: Path, timeout_s: float = 5) -> None:
