@@ -9,25 +9,16 @@ from typing import Literal
 
 from pydantic import Field
 
-from curator.data import Cut, FloatArray, ModelName, Scope, StrictModel
-from curator.policies.weights import Soft, pick, subtract, weigh
+from curator.data import FloatArray, ModelName
+from curator.policies.weights import KeepShare, pick, subtract
 
 
-class ExcessLoss(StrictModel):
+class ExcessLoss(KeepShare):
     """Keep the tokens with the highest loss under the base less loss under the reference."""
 
     kind: Literal["excess_loss"] = "excess_loss"
-    keep: float = Field(default=0.6, gt=0, le=1, description="share of the scored tokens to keep")
-    scope: Scope = Field(default="corpus", description="the population over which `keep` holds")
-    soft: Soft | None = Field(default=None, description="null = weights 0 or 1")
     reference: ModelName = Field(default="reference", description="the model trained on good data")
     base: ModelName = Field(default="base", description="the model about to be trained")
-    seed: int = Field(default=0, description="breaks ties at the cut")
-
-    @property
-    def binary(self) -> bool:
-        """Whether weights are 0 or 1."""
-        return self.soft is None
 
     def columns(self) -> tuple[str, ...]:
         """The two models' log-probs."""
@@ -37,7 +28,3 @@ class ExcessLoss(StrictModel):
         """Excess loss in nats, shape (T,): L_base - L_reference (arXiv:2404.07965, eq. 3)."""
         reference, base = (pick(columns, name, self.kind) for name in self.columns())
         return subtract(reference, base)
-
-    def weigh(self, score_T: FloatArray, cut: Cut, tie_T: FloatArray) -> FloatArray:
-        """Weights, shape (T,), before normalisation."""
-        return weigh(score_T, cut, tie_T, self.soft)

@@ -16,8 +16,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from curator.data import Cut, FloatArray, ModelName, Scope, StrictModel
-from curator.policies.weights import Soft, pick, subtract, weigh
+from curator.data import FloatArray, ModelName
+from curator.policies.weights import KeepShare, pick, subtract
 
 REPEATED = "repeated"
 """Column that selection supplies itself: from 0 (new) to 1 (in a long run that the document had before)."""
@@ -28,7 +28,7 @@ _REPEATED_NATS = 5.0
 _MOST_NATS = 64.0
 
 
-class Noise(StrictModel):
+class Noise(KeepShare):
     """Drop the tokens that fit their surroundings least, and repetitions.
 
     Needs the entropy of the reference: `models.reference.features: [entropy]`.
@@ -36,16 +36,8 @@ class Noise(StrictModel):
 
     kind: Literal["noise"] = "noise"
     keep: float = Field(default=0.8, gt=0, le=1, description="share of the scored tokens to keep")
-    scope: Scope = Field(default="corpus", description="the population over which `keep` holds")
-    soft: Soft | None = Field(default=None, description="null = weights 0 or 1")
     reference: ModelName = Field(default="reference", description="the model trained on good data")
     base: ModelName = Field(default="base", description="a model that was not")
-    seed: int = Field(default=0, description="breaks ties at the cut")
-
-    @property
-    def binary(self) -> bool:
-        """Whether weights are 0 or 1."""
-        return self.soft is None
 
     def columns(self) -> tuple[str, ...]:
         """Both models' log-probs, the reference's entropy, and what repeats itself."""
@@ -59,10 +51,6 @@ class Noise(StrictModel):
         score_T = np.minimum(mean_around(surprise_T, _SURPRISE_REACH), mean_around(excess_T, _EXCESS_REACH))
         score_T = np.minimum(score_T, surprise_T / np.float32(_ALONE))
         return subtract(score_T, np.float32(_REPEATED_NATS) * repeated_T)
-
-    def weigh(self, score_T: FloatArray, cut: Cut, tie_T: FloatArray) -> FloatArray:
-        """Weights, shape (T,), before normalisation."""
-        return weigh(score_T, cut, tie_T, self.soft)
 
 
 def mean_around(values_T: FloatArray, reach: int) -> FloatArray:

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from curator.data import Cut, FloatArray, StrictModel
+from curator.data import Cut, FloatArray, Scope, StrictModel
 from curator.errors import PolicyError
 
 UNIFORM = "uniform"
@@ -33,6 +33,25 @@ class Soft(StrictModel):
 
     form: Literal["sigmoid", "linear"] = Field(description="shape of the rise: sigmoid or linear")
     temperature: float = Field(gt=0, allow_inf_nan=False, description="width of the rise, in the score's unit (nats)")
+
+
+class KeepShare(StrictModel):
+    """What the policies have in common that keep the best-scored share of the tokens, hard or soft."""
+
+    kind: str
+    keep: float = Field(default=0.6, gt=0, le=1, description="share of the scored tokens to keep")
+    scope: Scope = Field(default="corpus", description="the population over which `keep` holds")
+    soft: Soft | None = Field(default=None, description="null = weights 0 or 1")
+    seed: int = Field(default=0, description="breaks ties at the cut")
+
+    @property
+    def binary(self) -> bool:
+        """Whether weights are 0 or 1."""
+        return self.soft is None
+
+    def weigh(self, score_T: FloatArray, cut: Cut, tie_T: FloatArray) -> FloatArray:
+        """Weights, shape (T,), before normalisation."""
+        return weigh(score_T, cut, tie_T, self.soft)
 
 
 def weigh(score_T: FloatArray, cut: Cut, tie_T: FloatArray, soft: Soft | None) -> FloatArray:
