@@ -1,6 +1,8 @@
 """What the curves say: final losses, tokens saved, the share of the online gain, with confidence intervals over seeds.
 
-"Tokens" are positions forwarded in training, kept or not. "With scoring" adds a third of a position (a forward pass is
+"Tokens" are positions forwarded in training, kept or not. "Times fewer" compares those after which the rival, the same
+data unselected, had the lowest loss of its whole curve with those after which an arm has that loss, too: a rival that
+stops gaining half-way is not charged for the rest. "With scoring" adds a third of a position (a forward pass is
 a third of a training step's work) for each model that has to score what the arm trains on; tuning the reference, which
 serves any number of models and corpora, is not in it. Intervals are over seeds, which change the order of the data
 alone: base, reference and test documents are the same for all.
@@ -50,6 +52,12 @@ def final(run: Run, part: str = "target") -> float:
     return float(run["curve"][max(run["curve"], key=int)][part])
 
 
+def best(run: Run) -> tuple[float, int]:
+    """The lowest target loss of a run, and the positions after which it was there first."""
+    loss, step = min((looked["target"], int(step)) for step, looked in run["curve"].items())
+    return float(loss), step * run["step_tokens"]
+
+
 def tokens_to_reach(run: Run, goal: float) -> float | None:
     """Positions after which the target loss first is at the goal, between two looks on a straight line; None = never.
 
@@ -87,20 +95,16 @@ def online_share(runs: list[Run], online: list[Run], everything: list[Run]) -> I
 
 def _row(runs: list[Run], everything: list[Run], rivals: list[Run]) -> dict[str, Any]:
     arm = ARMS[runs[0]["arm"]]
-    goals = [final(run) for run in rivals]
-    reached = [tokens_to_reach(run, goal) for run, goal in zip(runs, goals, strict=True)]
-    factors = [
-        max(map(int, run["curve"])) * run["step_tokens"] / tokens
-        for run, tokens in zip(runs, reached, strict=True)
-        if tokens is not None
-    ]
+    goals = [best(run) for run in rivals]
+    reached = [tokens_to_reach(run, loss) for run, (loss, _) in zip(runs, goals, strict=True)]
+    factors = [needed / tokens for (_, needed), tokens in zip(goals, reached, strict=True) if tokens is not None]
     cost = 1 + arm.scored_models * _FORWARD
     return {
         "label": arm.label, "target": interval([final(run) for run in runs]),
         "retain": interval([final(run, "retain") for run in runs]),
         "gain_over_start": interval([run["curve"]["0"]["target"] - final(run) for run in runs]),
         "gain_over_all": interval([final(all_) - final(run) for all_, run in zip(everything, runs, strict=True)]),
-        "gain_over_unselected": interval([goal - final(run) for goal, run in zip(goals, runs, strict=True)]),
+        "gain_over_unselected": interval([final(rival) - final(run) for rival, run in zip(rivals, runs, strict=True)]),
         "reached_by": len(factors), "times_fewer_tokens": interval(factors) if factors else None,
         "times_fewer_with_scoring": interval([factor / cost for factor in factors]) if factors else None,
         "kept_share": round(float(np.mean([run["kept_share"] for run in runs])), 4),

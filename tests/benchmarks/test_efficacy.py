@@ -21,6 +21,16 @@ def run_of(*losses: float, arm: str = "excess60") -> dict[str, Any]:
     return {"arm": arm, "step_tokens": 100, "curve": curve, "dynamics": None, **more}
 
 
+def summary_of(folder: Path, everything: dict[str, Any], selected: dict[str, Any]) -> dict[str, Any]:
+    """What is said of one seed of "all" and of "excess60"."""
+    setting = SimpleNamespace(path=folder.joinpath, describe=lambda: {"size": "smoke"})
+    (folder / "runs").mkdir()
+    for name, run in (("all", everything), ("excess60", selected)):
+        (folder / "runs" / f"{name}-0.json").write_text(json.dumps(run))
+    summary: dict[str, Any] = tables.summarise(setting, {}, ["all", "excess60"], seeds=1)
+    return summary
+
+
 def test_tokens_to_a_goal_lie_between_two_looks() -> None:
     run = run_of(5.0, 4.0, 3.0, 2.0)
     assert tables.tokens_to_reach(run, 3.5) == pytest.approx(1500)
@@ -30,6 +40,16 @@ def test_tokens_to_a_goal_lie_between_two_looks() -> None:
 
 def test_a_goal_that_was_reached_before_training_says_nothing() -> None:
     assert tables.tokens_to_reach(run_of(5.0, 4.0), 5.0) is None
+
+
+def test_a_rival_that_gets_worse_again_is_not_charged_for_it(tmp_path: Path) -> None:
+    """Its best loss counts, 4.5 after 2,000 positions, though it ends at 4.8 after 4,000; the arm needs 500."""
+    rival = run_of(5.0, 4.7, 4.5, 4.6, 4.8, arm="all")
+    rows = summary_of(tmp_path, rival, run_of(5.0, 4.0, 3.5, 3.2, 3.0))["arms"]
+    assert tables.best(rival) == (4.5, 2000)
+    assert rows["excess60"]["times_fewer_tokens"] == [4.0, None]
+    assert rows["excess60"]["gain_over_unselected"] == [1.8, None]
+    assert rows["all"]["times_fewer_tokens"] == [1.0, None]
 
 
 def test_the_interval_is_students() -> None:
@@ -49,11 +69,7 @@ def test_the_share_of_the_online_gain_is_paired_and_needs_a_gain() -> None:
 
 
 def test_scoring_two_models_costs_two_thirds_of_a_position(tmp_path: Path) -> None:
-    setting = SimpleNamespace(path=tmp_path.joinpath, describe=lambda: {"size": "smoke"})
-    (tmp_path / "runs").mkdir()
-    for name, run in (("all", run_of(5.0, 4.5, 4.0, arm="all")), ("excess60", run_of(5.0, 4.0, 3.5))):
-        (tmp_path / "runs" / f"{name}-0.json").write_text(json.dumps(run))
-    summary = tables.summarise(setting, {}, ["all", "excess60"], seeds=1)
+    summary = summary_of(tmp_path, run_of(5.0, 4.5, 4.0, arm="all"), run_of(5.0, 4.0, 3.5))
     row = summary["arms"]["excess60"]
     assert row["times_fewer_tokens"] == [2.0, None]
     assert row["times_fewer_with_scoring"] == [1.2, None]
