@@ -16,7 +16,7 @@ from rich.console import Console
 from curator import remote
 from curator.errors import CuratorError, OutputError, SpecError
 from curator.interrupts import heeded
-from curator.training import check_command
+from curator.training.check import command as check_command
 
 FAILED, BAD_USAGE, QUARANTINED, INTERRUPTED = 1, 2, 3, 130
 
@@ -182,8 +182,8 @@ def train_reference(spec: SpecPath) -> None:
     from pydantic import TypeAdapter
 
     from curator.spec import read_mapping, validate
-    from curator.training.reference import train_reference
-    from curator.training.spec import TrainSpec
+    from curator.training.reference.spec import TrainSpec
+    from curator.training.reference.train import train_reference
 
     train_spec = validate(TypeAdapter(TrainSpec), read_mapping(spec), spec)
     result = train_reference(train_spec)

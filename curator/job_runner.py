@@ -186,8 +186,8 @@ def _train(record: JobRecord, write: Write, shown: Reporter) -> dict[str, Any]:
     from pydantic import TypeAdapter
 
     from curator.spec import validate
-    from curator.training.reference import train_reference
-    from curator.training.spec import TrainSpec
+    from curator.training.reference.spec import TrainSpec
+    from curator.training.reference.train import train_reference
 
     reporter = EventReporter(write, shown)
     spec = validate(TypeAdapter(TrainSpec), record.spec, RECORD_ORIGIN)

@@ -14,7 +14,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, TypeAdapter
 
 from curator.spec import CurationSpec
-from curator.training.spec import TrainSpec
+from curator.training.reference.spec import TrainSpec
 from service.problems import ProblemModel
 
 Schema = dict[str, Any]

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from curator.training.lightning_module import WeightedModule
     from curator.training.losses import selective_loss, weighted_cross_entropy
     from curator.training.objective import Objective
-    from curator.training.reference import train_reference
-    from curator.training.spec import TrainSpec
+    from curator.training.reference.spec import TrainSpec
+    from curator.training.reference.train import train_reference
     from curator.training.trl_trainer import WeightedSFTTrainer
 
 __all__ = [
@@ -40,7 +40,7 @@ __all__ = [
 _HOMES = {
     "Collator": "collator",
     "Objective": "objective",
-    "TrainSpec": "spec",
+    "TrainSpec": "reference.spec",
     "WeightedModule": "lightning_module",
     "WeightedSFTTrainer": "trl_trainer",
     "WeightedTrainer": "hf_trainer",
@@ -48,7 +48,7 @@ _HOMES = {
     "fused_weighted_cross_entropy": "fused",
     "hidden_instead_of_logits": "fused",
     "selective_loss": "losses",
-    "train_reference": "reference",
+    "train_reference": "reference.train",
     "weighted_cross_entropy": "losses",
 }
 

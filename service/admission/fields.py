@@ -30,7 +30,7 @@ from curator.scorers import BigramModel, OpenAIModel
 from curator.scorers.openai import OpenAIArguments
 from curator.spec import CurationSpec, RunConfig
 from curator.tokens.tokenizer import TokensConfig
-from curator.training.spec import LoraOptions, TrainRun, TrainSpec
+from curator.training.reference.spec import LoraOptions, TrainRun, TrainSpec
 
 Meaning = Literal[
     "text",  # a name or a label: opens nothing

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from curator.training.staging import ray_folder_of, staging_of
+from curator.training.reference.staging import ray_folder_of, staging_of
 from service.admission.places import Places
 from service.admission.refusals import Refused, quote
 from service.admission.spelling import REMOTE, check_relative

@@ -19,7 +19,7 @@ from curator import storage
 from curator.errors import SpecError
 from curator.job_directory import JobKind
 from curator.spec import CurationSpec, parse_spec, validate
-from curator.training.spec import TrainSpec
+from curator.training.reference.spec import TrainSpec
 from service.admission.fields import Found, Keys, find_texts
 from service.admission.hosts import check_host
 from service.admission.models import (

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from curator.training.canary import write_canary
+from curator.training.check.canary import write_canary
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "trainers"
 CALLS = {

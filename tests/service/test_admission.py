@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from curator.job_directory import new_id
 from curator.spec import CurationSpec
-from curator.training.spec import TrainSpec
+from curator.training.reference.spec import TrainSpec
 from service.admission import AdmittedSpec, admit
 from service.problems import Problem
 from service.settings import Settings

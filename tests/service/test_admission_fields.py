@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from curator.data import StrictModel
 from curator.spec import CurationSpec
-from curator.training.spec import TrainSpec
+from curator.training.reference.spec import TrainSpec
 from service.admission.fields import config_classes, find_texts, meaning_of, takes_text
 from service.admission.models import VLLM_ARGUMENTS
 

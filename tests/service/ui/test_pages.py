@@ -10,7 +10,7 @@ import pytest
 
 from curator.job_directory import JobDirectory, JobRecord, new_id, now
 from curator.spec import CurationSpec
-from curator.training.spec import TrainSpec
+from curator.training.reference.spec import TrainSpec
 from service.problems import Problem
 from service.routes.pages import _local
 from service.ui import filters

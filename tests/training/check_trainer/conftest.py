@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from curator.training import check
-from curator.training.canary import write_canary
-from curator.training.canary_candidates import Candidate, Row, make_candidates
+from curator.training.check import verdict as check
+from curator.training.check.canary import write_canary
+from curator.training.check.candidates import Candidate, Row, make_candidates
 
 
 @pytest.fixture(scope="module", autouse=True)

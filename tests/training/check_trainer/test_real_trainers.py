@@ -12,7 +12,7 @@ from datasets import load_dataset
 from transformers import AutoTokenizer, LlamaForCausalLM, Trainer, TrainingArguments
 
 from curator.training import Collator, WeightedTrainer
-from curator.training.check import check_trainer
+from curator.training.check.verdict import check_trainer
 
 OPTIMIZERS = {"sgd": (torch.optim.SGD, {"lr": 0.1}), "adamw": (torch.optim.AdamW, {"lr": 1e-3, "weight_decay": 0.0})}
 

@@ -15,9 +15,9 @@ import yaml
 
 from curator.errors import OutputError
 from curator.training import TrainSpec, train_reference
-from curator.training.milestones import find_progress
-from curator.training.record import TrainResult
-from curator.training.staging import staging_of
+from curator.training.reference.milestones import find_progress
+from curator.training.reference.record import TrainResult
+from curator.training.reference.staging import staging_of
 
 Make = Callable[..., dict[str, Any]]
 OFTEN = {"checkpoint_minutes": 1e-6}

@@ -25,8 +25,8 @@ from typing import IO, Any
 from curator import storage
 from curator.errors import OutputError
 from curator.spec import differences
-from curator.training.milestones import find_progress
-from curator.training.spec import Say
+from curator.training.reference.milestones import find_progress
+from curator.training.reference.spec import Say
 
 _IDENTITY, _LOCK = "run.json", "lock"
 _OWN = frozenset({_IDENTITY, _LOCK, "resume", "best", "checkpoints", "model"})

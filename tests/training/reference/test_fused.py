@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from curator.training import TrainSpec, fine_tune, objective, train_reference
-from curator.training.record import TrainResult
+from curator.training import TrainSpec, objective, train_reference
+from curator.training.reference import fine_tune
+from curator.training.reference.record import TrainResult
 
 Make = Callable[..., dict[str, Any]]
 
@@ -65,7 +66,8 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from transformers import LlamaConfig, LlamaForCausalLM
-from curator.training import TrainSpec, fine_tune, train_reference
+from curator.training import TrainSpec, train_reference
+from curator.training.reference import fine_tune
 
 given = json.loads(sys.argv[1])
 if not given["fused"]:

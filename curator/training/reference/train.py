@@ -17,11 +17,11 @@ from typing import Any
 
 from curator.errors import OutputError, TrainingError
 from curator.tokens.tokenizer import Tokenizer, load_tokenizer
-from curator.training.documents import GoodData, read_dataset, read_documents
-from curator.training.model_card import make_card
-from curator.training.record import RECORD, TrainResult, find_finished, make_record
-from curator.training.spec import Say, TrainSpec
-from curator.training.staging import Staging, find_output, open_staging, staging_of
+from curator.training.reference.documents import GoodData, read_dataset, read_documents
+from curator.training.reference.model_card import make_card
+from curator.training.reference.record import RECORD, TrainResult, find_finished, make_record
+from curator.training.reference.spec import Say, TrainSpec
+from curator.training.reference.staging import Staging, find_output, open_staging, staging_of
 
 __all__ = ["TrainResult", "train_here", "train_reference"]
 
@@ -58,7 +58,7 @@ def train_reference(spec: TrainSpec, say: Say | None = None) -> TrainResult:
             "leave run.workers out, or start the command without them"
         )
     find_free_output(spec)  # here, as every worker would find it out by itself, and late
-    from curator.training.ray_train import train_on_ray
+    from curator.training.reference.ray_train import train_on_ray
 
     return train_on_ray(spec, say)
 
@@ -71,7 +71,7 @@ def train_here(spec: TrainSpec, say: Say) -> TrainResult:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import torch
 
-    from curator.training import distributed
+    from curator.training.reference import distributed
 
     with distributed.joined(on_cpu=not torch.accelerator.is_available()):
         return _train_together(spec, output, say if distributed.is_main() else _say_nothing)
@@ -86,7 +86,7 @@ def find_free_output(spec: TrainSpec) -> Path:
 
 
 def _train_together(spec: TrainSpec, output: Path, say: Say) -> TrainResult:
-    from curator.training import distributed
+    from curator.training.reference import distributed
 
     tokenizer = load_tokenizer(spec.base, spec.revision, spec.tokens)
     data = _read(spec, tokenizer)
@@ -112,7 +112,7 @@ def _train_together(spec: TrainSpec, output: Path, say: Say) -> TrainResult:
 @contextmanager
 def _open(output: Path, identity: dict[str, Any], say: Say) -> Iterator[Staging]:
     """The staging folder, taken by the main process; the others fail with it."""
-    from curator.training import distributed
+    from curator.training.reference import distributed
 
     if not distributed.is_main():
         if not distributed.of_main(1.0):
@@ -158,9 +158,9 @@ def _report_data(data: GoodData, say: Say) -> None:
 
 
 def _train(spec: TrainSpec, data: GoodData, digest: str, staging: Staging, output: Path, say: Say) -> TrainResult:
-    from curator.training import distributed
-    from curator.training.checkpoint_files import load_base
-    from curator.training.fine_tune import fine_tune
+    from curator.training.reference import distributed
+    from curator.training.reference.checkpoint_files import load_base
+    from curator.training.reference.fine_tune import fine_tune
 
     base = load_base(spec)
     if base.unused:

@@ -16,7 +16,7 @@ from curator.errors import TrainingError
 from curator.tokens.sources import find_tokenizer
 
 if TYPE_CHECKING:
-    from curator.training.spec import TrainSpec
+    from curator.training.reference.spec import TrainSpec
 
 _NAMED = 3
 

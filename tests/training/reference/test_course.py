@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from curator.tokens.tokenizer import TokensConfig, load_tokenizer
 from curator.training import TrainSpec, train_reference
-from curator.training.documents import hold_out, read_documents
-from curator.training.record import TrainResult
+from curator.training.reference.documents import hold_out, read_documents
+from curator.training.reference.record import TrainResult
 
 Make = Callable[..., dict[str, Any]]
 

@@ -17,9 +17,9 @@ from typing import Any
 
 from curator import cluster  # before ray: it sets what ray reads when it is imported
 from curator.errors import ClusterError, CuratorError, TrainingError
-from curator.training.record import TrainResult
-from curator.training.spec import Say, TrainRun, TrainSpec
-from curator.training.staging import RAY_FAILED, RAY_RUN, find_output, remove_folder, take_ray_folder
+from curator.training.reference.record import TrainResult
+from curator.training.reference.spec import Say, TrainRun, TrainSpec
+from curator.training.reference.staging import RAY_FAILED, RAY_RUN, find_output, remove_folder, take_ray_folder
 
 _POLL_S = 0.5
 _FURTHER_ATTEMPTS = 2
@@ -104,7 +104,7 @@ def _work(given: dict[str, Any]) -> None:
     Every error is raised, too: Ray Train then ends the other workers, which wait for this one. Where `failed` says that
     no further attempt mends it, none is made, and one that was begun all the same ends at once.
     """
-    from curator.training.reference import train_here
+    from curator.training.reference.train import train_here
 
     os.chdir(given["folder"])
     mailbox, failed, rank = given["mailbox"], Path(given["failed"]), int(os.environ.get("RANK", "0"))

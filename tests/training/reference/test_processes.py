@@ -15,10 +15,11 @@ import yaml
 from safetensors.torch import load_file
 
 from curator.errors import ClusterError, OutputError, TrainingError
-from curator.training import TrainSpec, ray_train, train_reference
-from curator.training.ray_train import _work
-from curator.training.record import TrainResult
-from curator.training.schedule import Schedule, collate
+from curator.training import TrainSpec, train_reference
+from curator.training.reference import ray_train
+from curator.training.reference.ray_train import _work
+from curator.training.reference.record import TrainResult
+from curator.training.reference.schedule import Schedule, collate
 
 Make = Callable[..., dict[str, Any]]
 SETTINGS = {"max_steps": 10, "eval_every": 4, "keep_every": 5, "micro_batch_tokens": 100}
@@ -152,7 +153,7 @@ def test_an_error_of_one_worker_ends_those_that_wait_for_it(
         import os
         from pathlib import Path
 
-        from curator.training.ray_train import _work
+        from curator.training.reference.ray_train import _work
 
         starts = Path(given["spec"]["output"]).parent / f"start-{os.environ['RANK']}"
         assert not starts.exists(), "a further attempt"

@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from curator.errors import CuratorError, OutputError, TrainingError
-from curator.training.canary import DATA, MODEL
-from curator.training.canary_candidates import Row
+from curator.training.check.canary import DATA, MODEL
+from curator.training.check.candidates import Row
 
 
 def read_canary(folder: Path) -> tuple[Any, list[Row], int, int]:

@@ -1,7 +1,7 @@
 """Say from one training step whether a trainer used the weights: which gradient did its update follow?
 
 The update of the canary (parameters after minus before) is compared with every candidate gradient (see
-`canary_candidates`) in two ways: as the step of a plain optimiser, which goes along -g, and as the first step of the
+`candidates`) in two ways: as the step of a plain optimiser, which goes along -g, and as the first step of the
 Adam family, which goes along -sign(g). A candidate's misfit is the sine of its angle to the update. The learning rate
 and any scaling of the loss fall out.
 
@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from curator.training.canary_candidates import CORRECT, SMOOTHED, Candidate, make_candidates
-from curator.training.canary_files import read_canary, read_checkpoint
+from curator.training.check.candidates import CORRECT, SMOOTHED, Candidate, make_candidates
+from curator.training.check.files import read_canary, read_checkpoint
 
 SGD, ADAM = "SGD", "Adam"
 HARMLESS = (CORRECT, "weights in bf16", SMOOTHED)

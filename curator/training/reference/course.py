@@ -15,13 +15,13 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from curator.errors import TrainingError
-from curator.training import distributed
-from curator.training.clock import Clock, Report
-from curator.training.milestones import Evaluation, KeptCheckpoint, Progress, write_progress
-from curator.training.staging import Staging
+from curator.training.reference import distributed
+from curator.training.reference.clock import Clock, Report
+from curator.training.reference.milestones import Evaluation, KeptCheckpoint, Progress, write_progress
+from curator.training.reference.staging import Staging
 
 if TYPE_CHECKING:
-    from curator.training.spec import Say, TrainSpec
+    from curator.training.reference.spec import Say, TrainSpec
 
 
 @dataclass

@@ -15,8 +15,8 @@ from pydantic import Field, ValidationError
 from curator.data import StrictModel
 from curator.errors import OutputError
 from curator.spec import differences
-from curator.training.milestones import Evaluation, KeptCheckpoint
-from curator.training.spec import Say, TrainSpec
+from curator.training.reference.milestones import Evaluation, KeptCheckpoint
+from curator.training.reference.spec import Say, TrainSpec
 
 RECORD = "training.json"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")

@@ -12,7 +12,7 @@ from curator.errors import SpecError
 from curator.spec import read_mapping, validate
 from curator.training import TrainSpec
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = Path(__file__).parents[3] / "examples"
 Make = Callable[..., dict[str, Any]]
 
 

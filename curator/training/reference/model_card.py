@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from curator.training.record import TrainResult, is_hub_name, last_part, portable
-from curator.training.spec import TrainSpec
+from curator.training.reference.record import TrainResult, is_hub_name, last_part, portable
+from curator.training.reference.spec import TrainSpec
 
 _LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .+\-]{0,63}")
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from transformers import TrainerCallback
 
-from curator.training import distributed
+from curator.training.reference import distributed
 
 _LINE_EVERY_S = 5.0
 

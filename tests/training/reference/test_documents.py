@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import curator
 from curator.corpora.jsonl import JsonlCorpus
 from curator.tokens.tokenizer import TokensConfig, load_tokenizer
-from curator.training.documents import cut_rows, hold_out, make_batches, read_documents
+from curator.training.reference.documents import cut_rows, hold_out, make_batches, read_documents
 
 TOKENIZER = str(Path(curator.__file__).parent / "scorers" / "bigram_model" / "tokenizer.json")
 

@@ -27,7 +27,7 @@ def write(
     hard: Annotated[bool, typer.Option("--hard", help="weights of 0 and 1 only, for trainers that take masks")] = False,
 ) -> None:
     """Write a tiny model and a tiny curated dataset to train it on, for one step."""
-    from curator.training.canary import DATA, MODEL, write_canary
+    from curator.training.check.canary import DATA, MODEL, write_canary
 
     _hide_progress_bars()
     write_canary(directory, hard)
@@ -46,7 +46,7 @@ def read(
     rows: Annotated[int, typer.Option(min=1, help="kinds of explanation to list")] = 6,
 ) -> None:
     """Say which gradient the step followed. Exit code 0: the weights reach the loss; 1: they do not, or who knows."""
-    from curator.training.check import check_trainer
+    from curator.training.check.verdict import check_trainer
 
     _hide_progress_bars()
     verdict = check_trainer(directory, checkpoint)

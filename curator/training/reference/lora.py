@@ -12,7 +12,7 @@ from torch import nn
 from transformers import set_seed
 
 from curator.errors import TrainingError
-from curator.training.spec import LoraOptions
+from curator.training.reference.spec import LoraOptions
 
 
 def add_adapter(model: Any, options: LoraOptions, seed: int) -> Any:

@@ -9,8 +9,8 @@ import pytest
 
 from curator.errors import OutputError
 from curator.training import TrainSpec, train_reference
-from curator.training.record import TrainResult
-from curator.training.staging import (
+from curator.training.reference.record import TrainResult
+from curator.training.reference.staging import (
     Staging,
     open_staging,
     ray_folder_of,

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from curator.training.collator import Collator
-from curator.training.documents import Example, ids_of, weights_of
+from curator.training.reference.documents import Example, ids_of, weights_of
 
 MicroBatch = Sequence[Example]
 

@@ -16,9 +16,9 @@ from curator.corpora.jsonl import JsonlCorpus
 from curator.errors import CorpusError, OutputError, TrainingError
 from curator.tokens.tokenizer import TokensConfig, load_tokenizer
 from curator.training import TrainSpec, train_reference
-from curator.training.clock import Clock
-from curator.training.lora import plain_copy
-from curator.training.staging import find_output
+from curator.training.reference.clock import Clock
+from curator.training.reference.lora import plain_copy
+from curator.training.reference.staging import find_output
 
 TOKENIZER = Path(curator.__file__).parent / "scorers" / "bigram_model" / "tokenizer.json"
 

@@ -1,0 +1,1 @@
+"""`curator train-reference`: tune a model on good data, for one process or many."""
