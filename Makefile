@@ -37,7 +37,8 @@ check: setup ## Lint, types and quick tests: under two minutes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
 
 test: check system ## Everything that CI runs
-	$(BIN)/pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "slow and not alone"
+	$(BIN)/pytest -m "slow and alone"
 
 test-trainers: setup ## Train a canary with each real trainer, one environment each; TRAINERS="olmo_core tinker"
 	bash tests/trainers/run.sh $(BIN)/python $(TRAINERS)

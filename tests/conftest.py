@@ -13,11 +13,20 @@ import psutil
 import pytest
 
 _LARGE_BYTES = 2 << 30
+_TESTS = Path(__file__).parent
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Name the marker of tests that `make test` runs one after the other, with nothing beside them."""
-    config.addinivalue_line("markers", "alone: gives another process a few seconds, so nothing may run beside it")
+    config.addinivalue_line("markers", "alone: has processes of its own that need both cores: nothing runs beside it")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole jobs, services, clients and engines are tested alone; of the other slow tests two run at a time."""
+    for item in items:
+        folder = item.path.relative_to(_TESTS).parent.as_posix().split("/")[0]
+        if folder in (".", "service", "client", "scorers"):
+            item.add_marker("alone")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -82,7 +82,7 @@ def _read_manifest(job: Job) -> bytes:
     opened = open_dataset(job)
     if opened is None:
         detail = f"job {job.id} has no dataset yet: it is {job.status} and not planned; ask again when it has begun"
-        raise Problem(404, "not_planned", detail)
+        raise Problem(409, "not_planned", detail)
     return partial_manifest(opened).model_dump_json(indent=1).encode()
 
 

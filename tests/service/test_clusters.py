@@ -12,7 +12,7 @@ import fsspec
 import httpx
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 
 RAY = Path(sys.executable).with_name("ray")
 PORT, DASHBOARD_PORT, CLIENT_PORT, AGENT_PORT = 46479, 48366, 48101, 48465

@@ -194,8 +194,8 @@ def test_weights_alone_are_shards_too(desk: Desk, hosted: Hosted, tmp_path: Path
 def test_what_is_not_there_is_said_to_be_so(desk: Desk, hosted: Hosted, tmp_path: Path) -> None:
     unplanned = desk.add({"name": "x"}, output=str(tmp_path / "nowhere"))
     training = desk.add({}, output=str(tmp_path / "reference"), kind="train_reference")
-    for job_id, code in ((unplanned, "not_planned"), (training, "no_dataset")):
-        assert problem(desk.get(job_id, "manifest")) == (404, code)
+    for job_id, told in ((unplanned, (409, "not_planned")), (training, (404, "no_dataset"))):
+        assert problem(desk.get(job_id, "manifest")) == told
         assert desk.get(job_id, "shards").json()["data"] == []
         assert problem(desk.get(job_id, "shards/0")) == (404, "no_shard")
     for number in ("-1", "100000000", "x", "1e3", "٣"):

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 SOAK = bool(os.environ.get("CURATOR_SOAK"))
 SLEEPING = "tokenize"
 """The stage in which the driver is stopped, too, and cannot leave by itself."""

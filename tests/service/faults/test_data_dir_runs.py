@@ -14,7 +14,7 @@ import psutil
 import pytest
 import yaml
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.usefixtures("terminal")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("terminal")]
 CURATOR = Path(sys.executable).with_name("curator")
 SOAK = bool(os.environ.get("CURATOR_SOAK"))
 INTERRUPTED, BAD_USAGE = 130, 2

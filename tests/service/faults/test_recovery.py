@@ -16,7 +16,7 @@ import pytest
 
 from curator.job_directory import JobDirectory, JobRecord, new_id, now
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 SOAK = bool(os.environ.get("CURATOR_SOAK"))
 KILLS = 50 if SOAK else 6
 FAST = {"CURATOR_STALLED_S": "8", "CURATOR_HEARTBEAT_S": "1"}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 WAITING = {"CURATOR_MAX_RUNNING_JOBS": "0"}
 SAME = ("id", "kind", "name", "status", "attempt", "epoch", "output", "created_at", "totals", "quarantined", "error",
         "progress", "spec")  # fmt: skip

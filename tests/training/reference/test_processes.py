@@ -21,6 +21,8 @@ from curator.training.reference.ray_train import _work
 from curator.training.reference.record import TrainResult
 from curator.training.reference.schedule import Schedule, collate
 
+pytestmark = pytest.mark.alone
+
 Make = Callable[..., dict[str, Any]]
 SETTINGS = {"max_steps": 10, "eval_every": 4, "keep_every": 5, "micro_batch_tokens": 100}
 
