@@ -126,8 +126,8 @@ def looked_at(setting: Setting) -> dict[str, list[np.ndarray]]:
 def make_base(setting: Setting) -> dict[str, Any]:
     """A tokenizer and a model, trained on most of the mix.
 
-    It counts as converged when the last tenth of its training gained under 0.01 nats on held-out mix. The learning rate
-    falls to 0 over the last 70%, so that tenth is also its slowest: read the curve and the number of tokens with it.
+    It counts as converged when the last tenth of its training gained under 0.01 nats on held-out mix. Where the
+    learning rate falls to 0, that tenth is also its slowest: read the curve and the number of tokens with it.
     """
     torch.manual_seed(0)
     size, folder = setting.size, setting.path("base")
@@ -152,7 +152,7 @@ def make_base(setting: Setting) -> dict[str, Any]:
         steps,
         size.base_rate,
         warmup=min(200, steps // 10),
-        decay=0.7,
+        decay=size.base_decay,
         look_at=frozenset(looks),
         look=look,
         keep=setting.path("base.pt"),
