@@ -105,8 +105,8 @@ def _row(runs: list[Run], everything: list[Run], rivals: list[Run]) -> dict[str,
         "gain_over_start": interval([run["curve"]["0"]["target"] - final(run) for run in runs]),
         "gain_over_all": interval([final(all_) - final(run) for all_, run in zip(everything, runs, strict=True)]),
         "gain_over_unselected": interval([final(rival) - final(run) for rival, run in zip(rivals, runs, strict=True)]),
-        "reached_by": len(factors), "times_fewer_tokens": interval(factors) if factors else None,
-        "times_fewer_with_scoring": interval([factor / cost for factor in factors]) if factors else None,
+        "times_fewer_tokens": [round(factor, 2) for factor in factors],
+        "times_fewer_with_scoring": [round(factor / cost, 2) for factor in factors],
         "kept_share": round(float(np.mean([run["kept_share"] for run in runs])), 4),
         "good_share": round(float(np.mean([run["good_share"] for run in runs])), 4),
         "training_minutes": round(float(np.mean([run["training_seconds"] for run in runs])) / 60, 2),
@@ -131,18 +131,23 @@ def as_markdown(summary: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in summary["arms"].values():
-        times = _show(row["times_fewer_tokens"], 1)
-        if 0 < row["reached_by"] < summary["seeds"]:
-            times += f" ({row['reached_by']} of {summary['seeds']} seeds)"
         cells = (
             row["label"], _show(row["target"], 4), _show(row["gain_over_all"], 4),
-            _show(row["gain_over_unselected"], 4), times,
-            _show(row["times_fewer_with_scoring"], 1), _show(row.get("share_of_online_gain"), 2),
+            _show(row["gain_over_unselected"], 4), _show_times(row, "times_fewer_tokens", summary["seeds"]),
+            _show_times(row, "times_fewer_with_scoring", summary["seeds"]), _show(row.get("share_of_online_gain"), 2),
             f"{row['good_share']:.0%}", _show(row["retain"], 3),
         )  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     shares = ", ".join(f"{name.replace('_', ' ')} {share:.0%}" for name, share in (summary["dynamics"] or {}).items())
     return "\n".join([*lines, "", f"Tokens of held-out mix while training on all tokens: {shares}."])
+
+
+def _show_times(row: dict[str, Any], name: str, seeds: int) -> str:
+    """Mean and interval if every seed's rival gained anything, else each value that there is."""
+    found = row[name]
+    if len(found) == seeds:
+        return _show(interval(found), 1)
+    return f"{', '.join(f'{value:.1f}' for value in found)} ({len(found)} of {seeds} seeds)" if found else "-"
 
 
 def _show(pair: Interval | None, digits: int) -> str:

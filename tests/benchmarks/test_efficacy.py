@@ -47,9 +47,15 @@ def test_a_rival_that_gets_worse_again_is_not_charged_for_it(tmp_path: Path) -> 
     rival = run_of(5.0, 4.7, 4.5, 4.6, 4.8, arm="all")
     rows = summary_of(tmp_path, rival, run_of(5.0, 4.0, 3.5, 3.2, 3.0))["arms"]
     assert tables.best(rival) == (4.5, 2000)
-    assert rows["excess60"]["times_fewer_tokens"] == [4.0, None]
+    assert rows["excess60"]["times_fewer_tokens"] == [4.0]
     assert rows["excess60"]["gain_over_unselected"] == [1.8, None]
-    assert rows["all"]["times_fewer_tokens"] == [1.0, None]
+    assert rows["all"]["times_fewer_tokens"] == [1.0]
+
+
+def test_times_of_some_seeds_are_listed_and_of_all_averaged() -> None:
+    assert tables._show_times({"times": [2.0, 4.0]}, "times", 2) == "3.0 ± 12.7"
+    assert tables._show_times({"times": [2.0, 4.0]}, "times", 3) == "2.0, 4.0 (2 of 3 seeds)"
+    assert tables._show_times({"times": []}, "times", 3) == "-"
 
 
 def test_the_interval_is_students() -> None:
@@ -71,8 +77,8 @@ def test_the_share_of_the_online_gain_is_paired_and_needs_a_gain() -> None:
 def test_scoring_two_models_costs_two_thirds_of_a_position(tmp_path: Path) -> None:
     summary = summary_of(tmp_path, run_of(5.0, 4.5, 4.0, arm="all"), run_of(5.0, 4.0, 3.5))
     row = summary["arms"]["excess60"]
-    assert row["times_fewer_tokens"] == [2.0, None]
-    assert row["times_fewer_with_scoring"] == [1.2, None]
+    assert row["times_fewer_tokens"] == [2.0]
+    assert row["times_fewer_with_scoring"] == [1.2]
     assert row["gain_over_all"] == [0.5, None]
     assert "| excess loss 60% | 3.5000 | 0.5000 | 0.5000 | 2.0 | 1.2 |" in tables.as_markdown(summary)
     plots.draw(summary, tmp_path / "plot.svg")
