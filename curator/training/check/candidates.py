@@ -90,6 +90,10 @@ def _mask(weights: Tensor) -> Tensor:
     return (weights > 0).to(weights)
 
 
+def _instead_of_zero(weights: Tensor, least: float) -> Tensor:
+    return torch.where(weights == 0, least, weights)
+
+
 _FAULTS = (
     _Fault(CORRECT, "each token counts by its weight"),
     _Fault("weights ignored", "every token counts the same: the weights do not reach the loss", _ones),
@@ -97,6 +101,8 @@ _FAULTS = (
     _Fault("weights cast to integers", "weights lost their fractions", torch.trunc),
     _Fault("weights cast to integers", "weights were rounded to integers", torch.round),
     _Fault("weights in bf16", "weights were rounded to bfloat16", lambda weights: weights.bfloat16().to(weights)),
+    _Fault("dropped tokens learned", "tokens of weight 0 count 0.1", lambda w: _instead_of_zero(w, 0.1)),
+    _Fault("dropped tokens learned", "tokens of weight 0 count 0.3", lambda w: _instead_of_zero(w, 0.3)),
     _Fault("weights inverted", "the tokens of weight 0 are the ones that are learned", lambda w: (w == 0).to(w)),
     _Fault("not shifted", "each position learns its own token: nobody shifted the labels", pair=_not_shifted),
     _Fault("not shifted", "each position learns its own token, and weights are ignored", _ones, _not_shifted),
@@ -159,6 +165,8 @@ def _divided_apart(fault: _Fault, parts_RP: Tensor, rows: list[Row]) -> Iterator
     kinds = {"kept tokens": counts_R}
     if fault.name == CORRECT:
         kinds |= {"weights": sums_R, "tokens": lengths_R}
+        says = "the weights of each row were divided by their mean"
+        yield Candidate("normalised row by row", says, (lengths_R / sums_R) @ parts_RP)
     for groups in _partitions(list(range(len(rows)))):
         if len(groups) == 1:
             continue

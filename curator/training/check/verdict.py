@@ -7,9 +7,9 @@ and any scaling of the loss fall out.
 
 Weight decay pulls along the parameters themselves, so that direction is left out of the comparison.
 
-Invariant: `correct` is only said when it fits, and when nothing that is wrong fits about as well; what is too small to
-show is named. For signs, only those entries count whose sign every candidate is sure of. This module imports torch,
-transformers and safetensors.
+Invariant: `correct` is only said when it explains nearly all of the update, and when nothing that is wrong explains it
+about as well; what is too small to show is named. For signs, only those entries count whose sign every candidate is
+sure of. This module imports torch, transformers and safetensors.
 """
 
 from collections.abc import Iterator
@@ -38,6 +38,7 @@ _FITS = 0.45  # sine of the angle: cosine 0.89
 _ALIKE = 1.5  # a candidate whose misfit is below this times the best one's is not told apart from it
 _NOISE = 1e-5
 _UNEXPLAINED = 1e-3  # far above what a step in float32 leaves
+_SOUND = {SGD: 0.02, ADAM: 0.1}  # two to four times what mixed precision leaves of a right step
 _SURE = 1e-5  # of the largest entry: far above Adam's epsilon for any usual scale of the loss
 
 
@@ -156,6 +157,9 @@ def judge(
     if any(fit.name == CORRECT for fit in alike):
         if wrong:
             return Verdict(False, f"cannot tell apart: {names}; {_clearer(best, rounding)}", ranked, notes)
+        if best.misfit > _SOUND[best.optimizer]:
+            summary = f"{best.misfit:.0%} of the update is not explained by the weights alone"
+            return Verdict(False, f"{summary} ({_UNKNOWN}); {_clearer(best, rounding)}", ranked, notes)
         notes = (*notes, *_not_excluded(best, fits, limit, rounding))
         return Verdict(True, "the weights reach the loss", ranked, notes)
     if len(alike) > 1:
