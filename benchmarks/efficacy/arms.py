@@ -52,7 +52,7 @@ class Arm:
 
     @property
     def scored_models(self) -> float:
-        """How many models have to score what the arm trains on."""
+        """How many models have to score what the arm trains on; scoring again takes the base, for the second half."""
         if self.policy is not None and self.policy["kind"] == "excess_loss":
             return 2.5 if self.rescored else 2
         return 0 if self.documents is None and self.online is None else 1

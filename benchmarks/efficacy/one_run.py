@@ -38,8 +38,8 @@ def run(setting: Setting, name: str, seed: int) -> dict[str, Any]:
             history[step] = token_losses(model, documents["retain"], setting)
         print(f"{name}/{seed}: step {step}, target {curve[step]['target']:.4f}", flush=True)
 
-    def stream(scored: str) -> Iterator[Batch]:
-        for batch in batched(sequences(setting, name, seed, scored), rows):
+    def stream(scored: str, skipped: int = 0) -> Iterator[Batch]:
+        for batch in itertools.islice(batched(sequences(setting, name, seed, scored), rows), skipped, None):
             weights = batch["token_weights"].double()
             tally["positions"] += weights.numel()
             tally["kept"] += int((weights > 0).sum())
@@ -52,7 +52,7 @@ def run(setting: Setting, name: str, seed: int) -> dict[str, Any]:
         asked = time.perf_counter()
         scored = _score_again(setting, model, name, seed)
         scoring = time.perf_counter() - asked
-        return itertools.islice(stream(scored), size.steps // 2, None)  # on with the documents that come next
+        return stream(scored, size.steps // 2)  # on with the documents that come next
 
     plan = Plan(
         size.steps, size.rate, warmup=10, look=look, look_at=plan_looks,

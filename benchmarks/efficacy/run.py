@@ -21,7 +21,7 @@ from arms import ARMS, dataset
 from plots import draw
 from prepare import prepare
 from setting import ROOT, SIZES, Setting
-from tables import as_markdown, summarise
+from tables import as_markdown, rival_of, summarise
 
 HERE = Path(__file__).parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -65,7 +65,7 @@ def main() -> None:
     chosen = [
         name for name, arm in ARMS.items() if options.full or (name in options.arms if options.arms else arm.default)
     ]
-    chosen = list(dict.fromkeys(["all", *chosen]))  # what all others are compared with
+    chosen = list(dict.fromkeys(["all", *map(rival_of, chosen), *chosen]))  # what others are compared with comes first
     for name in chosen:
         dataset(setting, name)
     with ThreadPoolExecutor(processes) as pool:

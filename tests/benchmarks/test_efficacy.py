@@ -53,9 +53,22 @@ def test_a_rival_that_gets_worse_again_is_not_charged_for_it(tmp_path: Path) -> 
 
 
 def test_times_of_some_seeds_are_listed_and_of_all_averaged() -> None:
-    assert tables._show_times({"times": [2.0, 4.0]}, "times", 2) == "3.0 ± 12.7"
-    assert tables._show_times({"times": [2.0, 4.0]}, "times", 3) == "2.0, 4.0 (2 of 3 seeds)"
-    assert tables._show_times({"times": []}, "times", 3) == "-"
+    assert tables._show_times([2.0, 4.0], 2) == "3.0 ± 12.7"
+    assert tables._show_times([2.0, 4.0], 3) == "2.0, 4.0 (2 of 3 seeds)"
+    assert tables._show_times([], 3) == "-"
+
+
+def test_a_rival_that_gains_nothing_is_no_goal(tmp_path: Path) -> None:
+    rows = summary_of(tmp_path, run_of(5.0, 4.999, 5.1, arm="all"), run_of(5.0, 4.0, 3.5))["arms"]
+    assert rows["excess60"]["times_fewer_tokens"] == []
+
+
+def test_every_arm_is_compared_with_its_own_data() -> None:
+    assert tables.rival_of("excess60_good") == tables.rival_of("random60_good") == "all_good"
+    assert tables.rival_of("excess60") == tables.rival_of("online60") == "all"
+    assert tables.control_of("excess10_good") == "random10_good"
+    assert tables.control_of("online60") == tables.control_of("soft60") == "random60"
+    assert tables.control_of("random60") is tables.control_of("all_good") is tables.control_of("excess80") is None
 
 
 def test_the_interval_is_students() -> None:
@@ -78,9 +91,10 @@ def test_scoring_two_models_costs_two_thirds_of_a_position(tmp_path: Path) -> No
     summary = summary_of(tmp_path, run_of(5.0, 4.5, 4.0, arm="all"), run_of(5.0, 4.0, 3.5))
     row = summary["arms"]["excess60"]
     assert row["times_fewer_tokens"] == [2.0]
-    assert row["times_fewer_with_scoring"] == [1.2]
+    assert row["times_fewer_scoring_until_then"] == [1.2]
+    assert row["times_fewer_scoring_all"] == [0.86]
     assert row["gain_over_all"] == [0.5, None]
-    assert "| excess loss 60% | 3.5000 | 0.5000 | 0.5000 | 2.0 | 1.2 |" in tables.as_markdown(summary)
+    assert "| excess loss 60% | 3.5000 | 0.5000 | 0.5000 | - | 2.0 | 1.2; 0.9 |" in tables.as_markdown(summary)
     plots.draw(summary, tmp_path / "plot.svg")
     assert (tmp_path / "plot.svg").read_text().count("<path") >= 6
 
