@@ -74,7 +74,11 @@ def curator(setting: Setting, *arguments: str) -> None:
 
 
 def split(setting: Setting) -> dict[str, Any]:
-    """Three parts of the mix by a hash of each document's id: to train the base, to draw from, to guard."""
+    """Three parts of the mix by a hash of each document's id: to train the base, to draw from, to guard.
+
+    The mix repeats some texts under other ids: 49 of the pool's 1,326 documents and 13 of the 326 held out are also
+    in the base's part.
+    """
     if not (setting.data / "corpus" / "mix.jsonl.gz").exists():
         sys.exit(f"{setting.data} has no corpus/mix.jsonl.gz; name the folder with corpus/ and target/ by --data")
     parts: dict[str, list[dict[str, str]]] = {"base": [], "pool": [], "retain": []}
