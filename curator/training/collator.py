@@ -30,8 +30,9 @@ class Collator:
     present in all rows, and leaves other columns (ids, text) behind: they are no tensors. With the HF Trainer set
     `remove_unused_columns=False`, or it drops the weights before they come here.
 
-    `attention_mask` (1 = token) is added, except for packed rows, known by their `position_ids`: transformers keeps
-    the documents of a row apart by position only when it is given no mask.
+    `attention_mask` (1 = token) is added, except for packed rows, known by their `position_ids`: where transformers
+    keeps the documents of a row apart by position, it does so only without a mask. Not every architecture does;
+    `Objective` asks the model.
 
     Attributes:
         pad_token_id: id that fills `input_ids`; any id does, as padding has no label and no weight.

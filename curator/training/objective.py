@@ -16,6 +16,7 @@ from torch import Tensor
 
 from curator.errors import TrainingError
 from curator.tables import IGNORED_LABEL, LOGPROBS_PREFIX
+from curator.training.apart import attention_of, check_apart, is_packed
 from curator.training.fused import fused_selective_loss, fused_weighted_cross_entropy, hidden_instead_of_logits
 from curator.training.losses import selective_loss, weighted_cross_entropy
 
@@ -77,6 +78,9 @@ class Objective:
             This micro-batch's part of the loss, and the model's outputs (whose logits are hidden states if `fused`). A
             trainer that averages gradients over ranks multiplies the loss by their number, one that averages over
             micro-batches by theirs.
+
+        Raises:
+            TrainingError: the batch lacks a column, or is packed and the model does not keep its documents apart.
         """
         amount = self.amount(batch)
         whole = amount if denominator is None else torch.as_tensor(denominator).to(amount)
@@ -119,8 +123,17 @@ class Objective:
 def _forward(model: Any, batch: Batch) -> Any:
     ours = {"labels", *EXTRA_COLUMNS}
     taken = {name: value for name, value in batch.items() if name not in ours and not name.startswith(LOGPROBS_PREFIX)}
+    shape = batch["input_ids"].shape
+    joined = is_packed(batch) and shape[0] > 1 and "flash" in attention_of(model)
+    if is_packed(batch):
+        check_apart(model, batch["input_ids"].device)
+    if joined:  # FlashAttention finds documents by their positions in a batch of one row alone
+        taken = {name: value.reshape(1, -1) if value.shape == shape else value for name, value in taken.items()}
     # With a cache, transformers lets the documents of a packed row see each other.
-    return model(**taken, use_cache=False)
+    outputs = model(**taken, use_cache=False)
+    if joined:
+        outputs.logits = outputs.logits.unflatten(1, shape).squeeze(0)
+    return outputs
 
 
 def _weights(batch: Batch) -> Tensor:
