@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
@@ -56,6 +56,40 @@ def heeded(*numbers: signal.Signals) -> Iterator[None]:
             signal.signal(number, handler)
         sys.unraisablehook = hook
         _received.clear()
+
+
+@contextmanager
+def postponed(*numbers: signal.Signals) -> Iterator[Callable[[], bool]]:
+    """Only note a Ctrl-C inside, so that work can be left at a good moment, and raise it at the end.
+
+    The same goes for what `heeded` lets mean the same, and for these signals where nobody handles them. The second of
+    a kind is raised at once; of a launcher's, which adds its own to the terminal's, the first does not count as one.
+    In another thread than the main one this does nothing.
+
+    Yields:
+        Whether one has come.
+    """
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if number in came:
+            _interrupt(number, frame)
+        came.append(number)
+
+    def means_the_same(number: signal.Signals) -> bool:
+        handler = signal.getsignal(number)
+        return handler in (_interrupt, signal.default_int_handler) or (handler == signal.SIG_DFL and number in numbers)
+
+    main_thread = threading.current_thread() is threading.main_thread()
+    taken = [number for number in signal.Signals if means_the_same(number)] if main_thread else []
+    before = {number: signal.signal(number, note) for number in taken}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def check() -> None:

@@ -108,6 +108,14 @@ def save_model(model: Any, saved_dtype: torch.dtype, spec: "TrainSpec", folder: 
     (folder / "tokenizer.json").write_text(found.definition_json, encoding="utf-8")
 
 
+def round_weights(model: Any, saved_dtype: torch.dtype) -> None:
+    """Round weights, in place, to what they will be when they were saved; their own type stays."""
+    with torch.no_grad():
+        for weight in model.state_dict().values():
+            if weight.is_floating_point():
+                weight.copy_(weight.to(saved_dtype))
+
+
 def choose_dtype(wanted: str) -> torch.dtype:
     """The type of matrix products; `auto` is bfloat16 only where the hardware multiplies it."""
     if wanted != "auto":

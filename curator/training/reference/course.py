@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
@@ -17,8 +17,9 @@ from transformers import TrainerCallback
 from curator.errors import TrainingError
 from curator.training.reference import distributed
 from curator.training.reference.clock import Clock, Report
-from curator.training.reference.milestones import Evaluation, KeptCheckpoint, Progress, write_progress
+from curator.training.reference.milestones import Evaluation, KeptCheckpoint, Progress, resume_folder, write_progress
 from curator.training.reference.staging import Staging
+from curator.training.reference.writing import written
 
 if TYPE_CHECKING:
     from curator.training.reference.spec import Say, TrainSpec
@@ -36,19 +37,23 @@ class Course(TrainerCallback):  # type: ignore[misc]
         measure: the held-out loss of the model as it is.
         write_copy: writes the model as it is into a folder that engines load.
         say: takes lines.
+        interrupted: whether somebody wants this process to leave.
         progress: what was reached so far.
         patience_lost: whether early stopping ended the run.
+        left_early: whether the run ended since somebody wanted it to, at a resume point.
     """
 
     spec: "TrainSpec"
     clock: Clock
     report: Report
     staging: Staging
-    measure: Callable[[], float | None]
+    measure: Callable[[], float]
     write_copy: Callable[[Path], None]
     say: "Say"
+    interrupted: Callable[[], bool] = bool
     progress: Progress = field(default_factory=Progress)
     patience_lost: bool = False
+    left_early: bool = False
     saved_at_s: float = 0.0
 
     def go_on(self, progress: Progress) -> None:
@@ -58,9 +63,11 @@ class Course(TrainerCallback):  # type: ignore[misc]
         self.report.tokens = progress.trained_tokens
         if distributed.is_main() and self.staging.checkpoints.is_dir():
             known = {Path(kept.folder).name for kept in progress.kept}
-            for folder in self.staging.checkpoints.iterdir():
-                if folder.name not in known:
-                    shutil.rmtree(folder)
+            behind = [folder for folder in self.staging.checkpoints.iterdir() if folder.name not in known]
+            if behind:
+                self.say(f"{len(behind)} kept copies of later steps are made again")
+            for folder in behind:
+                shutil.rmtree(folder)
         self.say(f"going on from step {progress.step:,}")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -76,7 +83,15 @@ class Course(TrainerCallback):  # type: ignore[misc]
             control.should_training_stop |= self.patience_lost
         self._keep_if_due(step)
         due = self.clock.elapsed_s - self.saved_at_s >= 60 * self.spec.run.checkpoint_minutes
-        control.should_save = due and not control.should_training_stop
+        wanted = sum(distributed.add_up(float(self.interrupted()))) > 0  # of any process: all leave after one step
+        self.left_early = wanted and not control.should_training_stop
+        control.should_save = (due or wanted) and not control.should_training_stop
+        control.should_training_stop |= self.left_early
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        """End with the first step whose loss is no number."""
+        if logs and "loss" in logs:
+            self.check_finite(logs["loss"], "in")
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Complete a resume point, when all have written their part of it."""
@@ -84,10 +99,25 @@ class Course(TrainerCallback):  # type: ignore[misc]
         self.saved_at_s = self.clock.elapsed_s
         self.progress = self._now()
         if distributed.is_main():
-            write_progress(self.staging.resume, self.progress)
+            with written(resume_folder(self.staging.resume, self.progress.step)):
+                write_progress(self.staging.resume, self.progress)
             for file in self.staging.best.glob("*.safetensors"):
                 if self.best is None or file != self._best_file(self.best.step):
                     file.unlink()
+
+    def check_finite(self, loss: float, when: Literal["in", "after"]) -> None:
+        """Refuse weights that diverged, and remove what was reached: nothing could go on from it."""
+        if math.isfinite(loss):
+            return
+        if distributed.is_main():
+            self.staging.forget()
+        step = self.clock.step
+        if when == "in" and step == 1:
+            raise TrainingError(
+                f"base {self.spec.base!r} itself gives a loss of {loss} in the first step; its weights are damaged, or "
+                f"too large for dtype {self.spec.dtype!r}: fetch it again, set dtype: float32, or name another base"
+            )
+        raise TrainingError(f"the loss is {loss} {when} step {step:,}: it diverged; lower learning_rate")
 
     @property
     def best(self) -> Evaluation | None:
@@ -113,18 +143,16 @@ class Course(TrainerCallback):  # type: ignore[misc]
 
     def _evaluate(self, step: int, model: Any) -> None:
         loss = self.measure()
-        if loss is None:
-            return
-        if not math.isfinite(loss):
-            raise TrainingError(f"the held-out loss is {loss} after step {step:,}: it diverged; lower learning_rate")
+        self.check_finite(loss, "after")
         self.say(f"step {step:,}: held-out loss {loss:.4f} nats")
         self.progress = self.progress.model_copy(
             update={"evaluations": (*self.progress.evaluations, Evaluation(step=step, loss=loss))}
         )
         if self.best is not None and self.best.step == step and distributed.is_main():
-            self.staging.best.mkdir(exist_ok=True)
             weights = {name: parameter.detach().cpu().contiguous() for name, parameter in _trained(model).items()}
-            save_file(weights, self._best_file(step))
+            with written(self._best_file(step)):
+                self.staging.best.mkdir(exist_ok=True)
+                save_file(weights, self._best_file(step))
 
     def _runs_out_of_patience(self) -> bool:
         if self.spec.patience is None or self.best is None:
@@ -146,9 +174,10 @@ class Course(TrainerCallback):  # type: ignore[misc]
             draft, place = self.staging.checkpoints / f".{name}", self.staging.checkpoints / name
             for folder in (draft, place):
                 shutil.rmtree(folder, ignore_errors=True)
-            draft.mkdir(parents=True)
-            self.write_copy(draft)
-            draft.rename(place)
+            with written(draft):
+                draft.mkdir(parents=True)
+                self.write_copy(draft)
+                draft.rename(place)
         kept = KeptCheckpoint(step=step, folder=f"checkpoints/{name}", trained_tokens=self.report.tokens)
         self.progress = self.progress.model_copy(update={"kept": (*self.progress.kept, kept), "shares_passed": passed})
 

@@ -1,16 +1,20 @@
 """What a training run has reached: its measurements, the copies it kept, and the places from which it can go on.
 
 A resume point is a folder `checkpoint-N` of the HF Trainer with our `progress.json` in it. That file is written last
-and at once, so a folder without it is a save that was cut off, and is never resumed from.
+and at once, so a folder without it is a save that was cut off, and is never resumed from; one whose file says anything
+but how step N stood is damaged, and nothing is done about it but to say so.
 """
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from curator.data import StrictModel
+from curator.errors import CuratorError, OutputError
 
 PROGRESS = "progress.json"
 _PREFIX = "checkpoint-"
@@ -60,12 +64,39 @@ def write_progress(folder: Path, progress: Progress) -> None:
             shutil.rmtree(other)
 
 
+def has_resume_point(folder: Path) -> bool:
+    """Whether there is one, sound or not."""
+    return any(folder.glob(f"{_PREFIX}*/{PROGRESS}"))
+
+
 def find_progress(folder: Path) -> Progress | None:
-    """The last complete resume point; None if there is none."""
+    """The last complete resume point; None if there is none. Raises OutputError for one that is damaged."""
     found = []
     for file in folder.glob(f"{_PREFIX}*/{PROGRESS}"):
-        try:
-            found.append(Progress.model_validate_json(file.read_bytes()))
-        except (OSError, ValidationError):  # of another version: as good as none
-            continue
+        with sound(file.parent):
+            progress = Progress.model_validate_json(file.read_bytes())
+            if file.parent.name != f"{_PREFIX}{progress.step}":
+                raise ValueError(f"{PROGRESS} is of step {progress.step}")
+        found.append(progress)
     return max(found, key=lambda progress: progress.step, default=None)
+
+
+@contextmanager
+def sound(place: Path) -> Iterator[None]:
+    """Read a resume point inside this; what the libraries raise over damaged files has every type.
+
+    Raises:
+        OutputError: it is damaged, with why and what helps.
+    """
+    try:
+        yield
+    except (CuratorError, MemoryError):
+        raise
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # the device's
+            raise
+        why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        raise OutputError(
+            f"resume point {place.name.removeprefix(_PREFIX)} in {str(place)!r} is damaged ({why}); remove that folder "
+            "and run the same command again, which goes on from an earlier one or begins anew"
+        ) from error

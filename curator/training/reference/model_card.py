@@ -9,15 +9,20 @@ from typing import Any
 
 import yaml
 
-from curator.training.reference.record import TrainResult, is_hub_name, last_part, portable
+from curator.training.reference.record import TrainResult, is_hub_name, name_or_last_part, portable
 from curator.training.reference.spec import TrainSpec
 
 _LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .+\-]{0,63}")
 
 
-def make_card(result: TrainResult) -> str:
-    """The text of the reference's README.md, with the front matter that model hubs read."""
-    spec, licensed = result.spec, find_license(result.spec)
+def make_card(result: TrainResult, licensed: str | None) -> str:
+    """The text of the reference's README.md, with the front matter that model hubs read.
+
+    Args:
+        result: what was trained.
+        licensed: see `find_license`.
+    """
+    spec = result.spec
     front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     if licensed is not None:
         front["license"] = licensed.lower()
@@ -64,13 +69,13 @@ def _front_matter(card: Path) -> dict[str, Any]:
     try:
         parts = card.read_text(encoding="utf-8").split("---\n", 2)
         content = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):  # a card is no reason to fail
+    except Exception:  # a card is no reason to fail, and YAML that others wrote raises more than YAMLError
         return {}
     return content if isinstance(content, dict) else {}
 
 
 def _facts(result: TrainResult) -> dict[str, str]:
-    spec = result.spec
+    spec, revision = result.spec, result.base_revision or result.spec.revision
     data = f"{result.documents:,} documents, {result.tokens:,} tokens"
     if spec.corpus is not None:
         data = f"{spec.corpus.kind}, {data}"
@@ -79,11 +84,13 @@ def _facts(result: TrainResult) -> dict[str, str]:
     held = "none was held out"
     if result.loss_before is not None and result.loss_after is not None:
         held = f"{result.loss_before:.4f} under the base, {result.loss_after:.4f} under this model"
+        held += ", which is worse than its base" if result.loss_after > result.loss_before else ""
     ended = f"; ended by {result.ended_by}" if result.ended_by else ""
     published = result.published_step
     chosen = f"; these are the weights of step {published:,}" if published not in (None, result.steps) else ""
     facts = {
-        "base": f"`{last_part(spec.base)}`" + (f" at `{spec.revision}`" if spec.revision else ""),
+        "base": f"`{name_or_last_part(spec.base)}`" + (f" at `{revision}`" if revision else ""),
+        "weights of the base": f"`{result.base_digest}`",
         "good data": data,
         "data digest": f"`{result.data_digest}`",
         "method": _describe_method(spec),

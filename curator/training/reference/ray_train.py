@@ -17,9 +17,10 @@ from typing import Any
 
 from curator import cluster  # before ray: it sets what ray reads when it is imported
 from curator.errors import ClusterError, CuratorError, TrainingError
+from curator.training.reference.place import find_output
 from curator.training.reference.record import TrainResult
 from curator.training.reference.spec import Say, TrainRun, TrainSpec
-from curator.training.reference.staging import RAY_FAILED, RAY_RUN, find_output, remove_folder, take_ray_folder
+from curator.training.reference.staging import RAY_FAILED, RAY_RUN, remove_folder, take_ray_folder
 
 _POLL_S = 0.5
 _FURTHER_ATTEMPTS = 2

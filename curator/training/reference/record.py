@@ -1,7 +1,8 @@
 """The record of a finished training, `training.json`: what was trained on what, how it went, and how it ended.
 
 Invariant: it can be published with the model: of a place on the machine that trained it, it holds the last part only.
-A digest of the whole spec still tells two trainings apart whose places end alike.
+A digest of the whole spec still tells two trainings apart whose places end alike, and one of the base's weight files
+two bases of one name; a record from before that was written is taken for one of the base as it is now.
 """
 
 import hashlib
@@ -16,11 +17,13 @@ from curator.data import StrictModel
 from curator.errors import OutputError
 from curator.spec import differences
 from curator.training.reference.milestones import Evaluation, KeptCheckpoint
-from curator.training.reference.spec import Say, TrainSpec
+from curator.training.reference.spec import TrainSpec
 
 RECORD = "training.json"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
-_PLACES = ("base", "dataset", "output", "uri", "path", "tokenizer", "data_files")
+_PLACES = ("dataset", "output", "uri", "data_files")
+_MODELS_AND_DATA = ("base", "path", "tokenizer")
+"""Places that may also be a name on a hub, which is no secret."""
 
 
 class TrainResult(StrictModel):
@@ -31,6 +34,10 @@ class TrainResult(StrictModel):
     spec_digest: str | None = Field(
         default=None, description="sha256 over what decides the weights, places in full; null in older records"
     )
+    base_digest: str | None = Field(
+        default=None, description="sha256 over the base's weight files, as in a manifest; null in older records"
+    )
+    base_revision: str | None = Field(default=None, description="commit of a base from the hub")
     data_digest: str = Field(description="sha256 over the token ids (and weights) of the good data")
     documents: int
     tokens: int = Field(description="of the good data, held-out part included")
@@ -59,19 +66,20 @@ def make_record(result: TrainResult) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False)
 
 
-def find_finished(output: Path, spec: TrainSpec, digest: str, say: Say) -> TrainResult:
-    """The result that is already there, if it is of the same spec and data; raises OutputError otherwise."""
+def read_finished(output: Path, spec: TrainSpec, base_digest: str, data_digest: str) -> TrainResult:
+    """The result that is there, if it is of the same spec, base and data; raises OutputError otherwise."""
     remedy = "name another output or remove it"
     try:
         found = TrainResult.model_validate_json((output / RECORD).read_bytes())
     except ValidationError as error:
         raise OutputError(f"{str(output / RECORD)!r} is not a record of this version; {remedy}") from error
     changed = _changes(found, spec)
-    if found.data_digest != digest and not changed:
+    if found.base_digest not in (None, base_digest):
+        changed.append(f"base {spec.base!r} has other weights now")
+    if found.data_digest != data_digest and not changed:
         changed = ["the good data has other tokens"]
     if changed:
         raise OutputError(f"{str(output)!r} holds a reference of another training ({'; '.join(changed)}); {remedy}")
-    say(f"{output} already holds this reference; nothing to train")
     return found.model_copy(update={"output": str(output), "spec": spec, "spec_digest": None})
 
 
@@ -94,12 +102,19 @@ def portable(value: Any, name: str = "") -> Any:
         return {key: portable(item, key) for key, item in value.items()}
     if isinstance(value, list):
         return [portable(item, name) for item in value]
-    return last_part(value) if name in _PLACES and isinstance(value, str) else value
+    if not isinstance(value, str) or name not in (*_PLACES, *_MODELS_AND_DATA):
+        return value
+    return name_or_last_part(value) if name in _MODELS_AND_DATA else last_part(value)
+
+
+def name_or_last_part(place: str) -> str:
+    """A hub name as it is; of a path, the end."""
+    return place if is_hub_name(place) else last_part(place)
 
 
 def last_part(place: str) -> str:
-    """The end of a path or URI; a hub name as it is."""
-    return place if is_hub_name(place) else place.rstrip("/").rpartition("/")[2] or "."
+    """The end of a path or URI."""
+    return place.rstrip("/").rpartition("/")[2] or "."
 
 
 def is_hub_name(name: str) -> bool:

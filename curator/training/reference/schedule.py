@@ -32,7 +32,7 @@ class Schedule(Dataset[MicroBatch]):
         """Plan steps of about `batch_tokens` tokens, padding included."""
         padded = sum(len(batch) * max(map(len, batch)) for batch in batches)
         self._batches, self._seed = batches, seed
-        self.per_step = max(1, round(batch_tokens * len(batches) / padded))
+        self.per_step = max(1, round(min(batch_tokens, padded) * len(batches) / padded))
         self.accumulate = math.ceil(self.per_step / processes)
         self.steps_per_epoch = math.ceil(len(batches) / self.per_step)
         self.steps = self.steps_per_epoch

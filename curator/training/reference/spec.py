@@ -77,7 +77,10 @@ class TrainSpec(StrictModel):
         "then weigh the loss; held in memory, 8 bytes a token",
     )
     output: str = Field(min_length=1, description="directory of the reference; must be absent or empty")
-    tokens: TokensConfig = Field(default=TokensConfig(), description="as in the curation spec that will score with it")
+    tokens: TokensConfig = Field(
+        default=TokensConfig(),
+        description="as in the curation spec that will score with it; a tokenizer named there must be the base's",
+    )
     method: Literal["full", "lora"] = Field(default="full", description="train all weights, or adapters merged at last")
     lora: LoraOptions | None = Field(default=None, description="for method lora; null = rank 16 on all linear layers")
     sequence_length: int = Field(default=1024, ge=2, description="tokens per row; longer documents are cut into rows")
@@ -98,8 +101,9 @@ class TrainSpec(StrictModel):
     micro_batch_tokens: int = Field(
         default=2048,
         ge=2,
-        description="tokens per forward, padding included, at most batch_tokens; bounds memory, and also decides which "
-        "rows share a step, so another value gives another training",
+        description="tokens per forward, padding included, at most batch_tokens; bounds memory if it is at least "
+        "sequence_length, as a longer row is a forward of its own; also decides which rows share a step, so another "
+        "value gives another training",
     )
     eval_fraction: float = Field(
         default=0.05, ge=0, lt=1, allow_inf_nan=False, description="share of the tokens held out to measure loss, about"
@@ -117,7 +121,9 @@ class TrainSpec(StrictModel):
         default=(), description="shares of the run, such as 0.25, after which a copy is kept in checkpoints/"
     )
     keep_every: int | None = Field(default=None, ge=1, description="steps between two copies kept in checkpoints/")
-    seed: int = Field(default=0, ge=0, description="of the held-out documents and of the order")
+    seed: int = Field(
+        default=0, ge=0, lt=1 << 32, description="of the held-out documents, of the order and of adapters"
+    )
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         default="auto",
         description="of the matrix products; weights and optimiser stay float32. auto = bfloat16 where the hardware "

@@ -5,11 +5,12 @@
         resume/         checkpoints to go on from (see milestones)
         best/           weights of the step with the lowest held-out loss so far
         checkpoints/    copies to keep
-        model/          the whole output; renamed to its place at the very end
+        model/          the whole output, finished once its record is in it; renamed to its place at the very end
 
-Invariant: one process (or one group of them) at a time works here, and never on what another spec or other data left:
-that is an error until somebody removes it. A folder from which nothing could be resumed is removed without a word, and
-nothing is ever removed that a training did not make: a link, or a folder with anything else in it, is refused.
+Invariant: one process (or one group of them) at a time works here, and never on what another spec, base or data left:
+that is an error until somebody removes it. A resume point, a kept copy or a finished model outlives every error but
+divergence; only a folder without any is removed. Nothing is ever removed that a training did not make: a link, or a
+folder with anything else in it, is refused.
 """
 
 import fcntl
@@ -22,11 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from curator import storage
-from curator.errors import OutputError
+from curator.errors import CuratorError, OutputError
 from curator.spec import differences
-from curator.training.reference.milestones import find_progress
+from curator.training.reference.milestones import find_progress, has_resume_point
+from curator.training.reference.record import RECORD
 from curator.training.reference.spec import Say
+from curator.training.reference.writing import cannot_write, remove, written
 
 _IDENTITY, _LOCK = "run.json", "lock"
 _OWN = frozenset({_IDENTITY, _LOCK, "resume", "best", "checkpoints", "model"})
@@ -59,8 +61,28 @@ class Staging:
         """The output in the making."""
         return self.root / "model"
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the model is whole, and only its place is missing."""
+        return (self.model / RECORD).is_file()
+
+    @property
+    def copies(self) -> list[Path]:
+        """The folders of kept copies."""
+        return sorted(self.checkpoints.glob("[!.]*"))
+
+    @property
+    def has_results(self) -> bool:
+        """Whether anything is in it that took training to make."""
+        return self.is_finished or bool(self.copies) or has_resume_point(self.resume)
+
+    def forget(self) -> None:
+        """Remove what was reached, for weights that diverged lead nowhere."""
+        for folder in (self.resume, self.best, self.checkpoints, self.model):
+            remove(folder)
+
     def publish(self, output: Path) -> None:
-        """Give the finished model its place, which is absent or an empty folder."""
+        """Give the finished model its place, which is absent or an empty folder; can be repeated when it failed."""
         try:
             if self.checkpoints.is_dir():
                 self.checkpoints.rename(self.model / "checkpoints")
@@ -68,30 +90,9 @@ class Staging:
         except OSError as error:
             raise OutputError(
                 f"the reference cannot be put at {str(output)!r} ({error.strerror}); make that an absent or empty "
-                "folder and run the same command again"
+                f"folder and run the same command again, which trains nothing anew: it is finished, in "
+                f"{str(self.model)!r}"
             ) from error
-
-    def take_back(self) -> None:
-        """Undo a `publish` that was cut off: the copies are kept again, and the model is to be written anew."""
-        moved = self.model / "checkpoints"
-        if moved.is_dir():
-            self.checkpoints.mkdir(exist_ok=True)
-            for folder in moved.iterdir():
-                if not (self.checkpoints / folder.name).exists():
-                    folder.rename(self.checkpoints / folder.name)
-        if self.model.is_dir():
-            shutil.rmtree(self.model)
-
-
-def find_output(output: str) -> Path:
-    """The folder that a spec's output names; raises OutputError for an object store."""
-    path = storage.local_path(output)
-    if path is None:
-        raise OutputError(
-            f"output {output!r} is not on a local disk, where a reference is made and renamed to its place; name a "
-            "folder, and copy it there afterwards"
-        )
-    return path.expanduser().absolute()
 
 
 def staging_of(output: Path) -> Staging:
@@ -118,13 +119,13 @@ def remove_folder(folder: Path) -> None:
     """Remove a staging or Ray folder: what says whose it is goes last, so that a removal cut off can be repeated."""
     for entry in list(folder.iterdir()) if folder.is_dir() else []:
         if entry.name not in (_LOCK, _IDENTITY):
-            _remove(entry)
+            remove(entry)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def open_staging(output: Path, identity: dict[str, Any], say: Say) -> Iterator[Staging]:
-    """Take the folder, keeping what an interrupted run of the same identity left; clear it at the end.
+    """Take the folder, with what an interrupted run of the same identity left; clear it when all went well.
 
     Args:
         output: where the reference will stand.
@@ -132,25 +133,36 @@ def open_staging(output: Path, identity: dict[str, Any], say: Say) -> Iterator[S
         say: takes progress lines.
 
     Raises:
-        OutputError: another process works there, an unfinished run of another identity can still be resumed, or what
-            is there is no staging folder.
+        OutputError: another process works there, an unfinished run of another identity left results there, a resume
+            point is damaged, what is there is no staging folder, or none can be made.
     """
     staging = staging_of(output)
-    _refuse_foreign(staging.root, _OWN)
-    staging.root.mkdir(parents=True, exist_ok=True)
-    with _locked(staging.root) as lock:
-        _settle(staging, identity)
+    try:
+        _refuse_foreign(staging.root, _OWN)
+        staging.root.mkdir(parents=True, exist_ok=True)
+        locked = _lock(staging.root)
+    except OSError as error:
+        raise cannot_write(staging.root, error) from error
+    with locked:
+        _settle(staging, identity, say)
         try:
             yield staging
-        except BaseException:
-            progress = find_progress(staging.resume)
-            if progress is None:
+        except BaseException as error:
+            if not staging.has_results:
                 remove_folder(staging.root)
-            else:
-                say(f"interrupted; the same command goes on from step {progress.step:,}")
+            elif not isinstance(error, CuratorError):  # which says itself what helps
+                say(_what_comes_next(staging))
             raise
         remove_folder(staging.root)
-        lock.flush()
+
+
+def _what_comes_next(staging: Staging) -> str:
+    if staging.is_finished:
+        return "interrupted; the reference is finished, and the same command puts it in its place"
+    progress = find_progress(staging.resume)
+    if progress is not None:
+        return f"interrupted; the same command goes on from step {progress.step:,}"
+    return f"interrupted before a resume point; the copies that were kept so far are in {staging.checkpoints}"
 
 
 def _refuse_foreign(folder: Path, known: Set[str]) -> None:
@@ -174,46 +186,52 @@ def _refuse_foreign(folder: Path, known: Set[str]) -> None:
         )
 
 
-def _remove(entry: Path) -> None:
-    if entry.is_dir() and not entry.is_symlink():
-        shutil.rmtree(entry, ignore_errors=True)
-    else:
-        entry.unlink(missing_ok=True)
+def _lock(root: Path) -> IO[bytes]:
+    """The locked file; closing it gives the folder free."""
+    lock = open(root / _LOCK, "wb")  # noqa: SIM115  the caller closes it
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        taken = os.path.samestat(os.fstat(lock.fileno()), os.stat(root / _LOCK))
+    except (BlockingIOError, FileNotFoundError):
+        taken = False
+    if not taken:
+        lock.close()
+        raise OutputError(f"another process is training in {str(root)!r}; wait for it, or name another output")
+    return lock
 
 
-@contextmanager
-def _locked(root: Path) -> Iterator[IO[bytes]]:
-    with open(root / _LOCK, "wb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            taken = os.path.samestat(os.fstat(lock.fileno()), os.stat(root / _LOCK))
-        except (BlockingIOError, FileNotFoundError):
-            taken = False
-        if not taken:
-            raise OutputError(f"another process is training in {str(root)!r}; wait for it, or name another output")
-        yield lock
-
-
-def _settle(staging: Staging, identity: dict[str, Any]) -> None:
-    """Keep what can be resumed, refuse what is another's, remove the rest."""
+def _settle(staging: Staging, identity: dict[str, Any], say: Say) -> None:
+    """Keep what can be gone on from, refuse what is another's, remove the rest."""
     file = staging.root / _IDENTITY
-    if find_progress(staging.resume) is not None:
+    if staging.has_results:
         changed = differences(_read(file), identity)
         if changed:
             raise OutputError(
-                f"{str(staging.root)!r} holds an unfinished training of another spec or data ({'; '.join(changed)}); "
-                "finish it with its own spec, remove the folder, or name another output"
+                f"{str(staging.root)!r} holds an unfinished training of another spec, base or data "
+                f"({'; '.join(changed)}); finish it as it was, remove the folder, or name another output"
             )
-        staging.take_back()
+    if staging.is_finished:
         return
-    file.write_text(json.dumps(identity), encoding="utf-8")  # first: it says from now on whose folder this is
+    if find_progress(staging.resume) is not None:
+        remove(staging.model)
+        return
+    if staging.copies:
+        say(f"{len(staging.copies)} kept copies, and no resume point: the training begins anew, and makes them again")
+    with written(file):
+        file.write_text(json.dumps(identity), encoding="utf-8")  # first: it says from now on whose folder this is
     for entry in list(staging.root.iterdir()):
         if entry.name not in (_LOCK, _IDENTITY):
-            _remove(entry)
+            remove(entry)
 
 
 def _read(file: Path) -> Any:
     try:
-        return json.loads(file.read_bytes())
+        content = json.loads(file.read_bytes())
     except (OSError, ValueError):
-        return {}
+        content = None
+    if not isinstance(content, dict):
+        raise OutputError(
+            f"{str(file)!r} is damaged, so nobody knows what was being trained in its folder; remove "
+            f"{str(file.parent)!r}, or name another output"
+        )
+    return content

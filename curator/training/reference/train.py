@@ -5,27 +5,42 @@ A reference says how likely good text finds each token, so it is the base, fine-
 comes out is a plain model directory that `engine: transformers` and `engine: vllm` load.
 
 Invariant: the output appears whole or not at all, and a finished one is never overwritten: the same spec over the same
-data gives it back, anything else is an error. An interrupted training goes on where it last saved. The tokenizer of
-what comes out is the base's, checked by fingerprint.
+base and data gives it back, anything else is an error. An interrupted training goes on where it last saved. The
+tokenizer of what comes out is the base's, checked by fingerprint.
 """
 
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from curator.errors import OutputError, TrainingError
+from curator.errors import OutputError, ScorerError, TrainingError
+from curator.scorers.checkpoint import Checkpoint, inspect_checkpoint
 from curator.tokens.tokenizer import Tokenizer, load_tokenizer
 from curator.training.reference.documents import GoodData, read_dataset, read_documents
-from curator.training.reference.model_card import make_card
-from curator.training.reference.record import RECORD, TrainResult, find_finished, make_record
+from curator.training.reference.model_card import find_license, make_card
+from curator.training.reference.place import find_free_output
+from curator.training.reference.record import RECORD, TrainResult, make_record, read_finished
 from curator.training.reference.spec import Say, TrainSpec
-from curator.training.reference.staging import Staging, find_output, open_staging, staging_of
+from curator.training.reference.staging import Staging, open_staging, staging_of
+from curator.training.reference.writing import written
+
+if TYPE_CHECKING:
+    from curator.training.reference.fine_tune import Outcome
 
 __all__ = ["TrainResult", "train_here", "train_reference"]
 
 _NAMED = 3
+
+
+class _Given(NamedTuple):
+    """What a training starts from, read and identified."""
+
+    tokenizer: Tokenizer
+    data: GoodData
+    data_digest: str
+    base: Checkpoint
 
 
 def train_reference(spec: TrainSpec, say: Say | None = None) -> TrainResult:
@@ -42,8 +57,8 @@ def train_reference(spec: TrainSpec, say: Say | None = None) -> TrainResult:
         What was trained; also when the output already holds exactly this training.
 
     Raises:
-        OutputError: the output directory holds something else or is on an object store, or its training is another's
-            or still at work.
+        OutputError: the output directory holds something else, is no place for a reference or cannot be written, or
+            its training is another's, damaged or still at work.
         CorpusError: the corpus has no files.
         TrainingError: no usable row, or a base that cannot be loaded or trained so.
         ClusterError: the workers cannot be had.
@@ -57,7 +72,7 @@ def train_reference(spec: TrainSpec, say: Say | None = None) -> TrainResult:
             f"run.workers is {spec.run.workers}, and torchrun or accelerate launch has started processes already; "
             "leave run.workers out, or start the command without them"
         )
-    find_free_output(spec)  # here, as every worker would find it out by itself, and late
+    find_free_output(spec.output)  # here, as every worker would find it out by itself, and late
     from curator.training.reference.ray_train import train_on_ray
 
     return train_on_ray(spec, say)
@@ -65,7 +80,7 @@ def train_reference(spec: TrainSpec, say: Say | None = None) -> TrainResult:
 
 def train_here(spec: TrainSpec, say: Say) -> TrainResult:
     """Train as one process, or as one of those that a launcher started together; see `train_reference`."""
-    output = find_free_output(spec)
+    output = find_free_output(spec.output)
     # Threads that spin at a barrier starve each other on shared cores: on two cores with a load of 4, a step on two
     # threads was measured at 35 s, and at 5 s when they sleep. OpenMP reads this once, when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -77,36 +92,56 @@ def train_here(spec: TrainSpec, say: Say) -> TrainResult:
         return _train_together(spec, output, say if distributed.is_main() else _say_nothing)
 
 
-def find_free_output(spec: TrainSpec) -> Path:
-    """Where the reference will stand; raises OutputError for a place that is taken, or that none can stand at."""
-    output = find_output(spec.output)
-    if output.is_dir() and any(output.iterdir()) and not (output / RECORD).is_file():
-        raise OutputError(f"{str(output)!r} already holds something else; name another output or remove it")
-    return output
-
-
 def _train_together(spec: TrainSpec, output: Path, say: Say) -> TrainResult:
     from curator.training.reference import distributed
 
-    tokenizer = load_tokenizer(spec.base, spec.revision, spec.tokens)
-    data = _read(spec, tokenizer)
-    _report_data(data, say)
-    digest = data.digest()
+    given = _prepare(spec, say)
     finished = (output / RECORD).is_file()
     distributed.wait_for_all()
     if finished:
-        return find_finished(output, spec, digest, say)
-    is_main = distributed.is_main()
-    with _open(output, {"spec": spec.decisive(), "data_digest": digest}, say) as staging:
-        result = _train(spec, data, digest, staging, output, say)
-        if is_main:
-            _check_tokenizer(spec, tokenizer, data, staging.model, say)
-            (staging.model / "README.md").write_text(make_card(result), encoding="utf-8")
-            (staging.model / RECORD).write_text(make_record(result), encoding="utf-8")
+        result = read_finished(output, spec, given.base.weights_digest, given.data_digest)
+        say(f"{output} already holds this reference; nothing to train")
+        return result
+    identity = {
+        "spec": spec.decisive(),
+        "base_digest": given.base.weights_digest,
+        "data_digest": given.data_digest,
+    }
+    with _open(output, identity, say) as staging:
+        if not distributed.of_main(staging.is_finished):
+            _train(spec, given, staging, output, say)
+        if distributed.is_main():
             staging.publish(output)
     distributed.wait_for_all()
     say(f"reference written to {output}")
-    return result
+    return read_finished(output, spec, given.base.weights_digest, given.data_digest)
+
+
+def _prepare(spec: TrainSpec, say: Say) -> _Given:
+    tokenizer = _load_tokenizer(spec)
+    data = _read(spec, tokenizer)
+    _report_data(data, say)
+    return _Given(tokenizer, data, data.digest(), _identify(spec))
+
+
+def _load_tokenizer(spec: TrainSpec) -> Tokenizer:
+    """The base's, which `tokens.tokenizer` may name, too, but not another."""
+    tokenizer = load_tokenizer(spec.base, spec.revision, spec.tokens)
+    named = spec.tokens.tokenizer
+    if named is not None and load_tokenizer(named, None, spec.tokens).fingerprint != tokenizer.fingerprint:
+        raise TrainingError(
+            f"tokens.tokenizer: {named!r} is not the tokenizer of base {spec.base!r} (their fingerprints differ), and "
+            "a reference is trained on its base's tokens; leave tokens.tokenizer out, or name a base that has it"
+        )
+    return tokenizer
+
+
+def _identify(spec: TrainSpec) -> Checkpoint:
+    """Which weights the base has, told as scorers tell it."""
+    try:
+        return inspect_checkpoint(spec.base, spec.revision)
+    except ScorerError as error:
+        raise TrainingError(f"base: {error}") from error
 
 
 @contextmanager
@@ -157,20 +192,38 @@ def _report_data(data: GoodData, say: Say) -> None:
         raise TrainingError("the corpus has no row to learn from; check corpus.uri and corpus.text_field")
 
 
-def _train(spec: TrainSpec, data: GoodData, digest: str, staging: Staging, output: Path, say: Say) -> TrainResult:
+def _train(spec: TrainSpec, given: _Given, staging: Staging, output: Path, say: Say) -> None:
+    """Train, and finish `staging.model`."""
     from curator.training.reference import distributed
     from curator.training.reference.checkpoint_files import load_base
     from curator.training.reference.fine_tune import fine_tune
 
-    base = load_base(spec)
+    licensed = find_license(spec)
+    identified = spec.model_copy(update={"revision": given.base.revision or spec.revision})
+    base = load_base(identified)
     if base.unused:
         some = ", ".join(base.unused[:_NAMED]) + (", ..." if len(base.unused) > _NAMED else "")
         say(f"{len(base.unused):,} weights of the base are not used by {type(base.model).__name__}: {some}")
-    outcome = fine_tune(base, spec, data.documents, staging, say)
+
+    def finish(outcome: "Outcome") -> None:
+        if distributed.is_main():
+            _check_tokenizer(spec, given, staging.model, say)
+            result = _make_result(spec, given, output, outcome)
+            _complete(staging.model, make_card(result, licensed), make_record(result))
+
+    fine_tune(base, identified, given.data.documents, staging, finish, say)
+
+
+def _make_result(spec: TrainSpec, given: _Given, output: Path, outcome: "Outcome") -> TrainResult:
+    from curator.training.reference import distributed
+
+    data = given.data
     return TrainResult(
         output=str(output),
         spec=spec,
-        data_digest=digest,
+        base_digest=given.base.weights_digest,
+        base_revision=given.base.revision,
+        data_digest=given.data_digest,
         documents=len(data.documents),
         tokens=data.tokens,
         bad_rows=dict(data.bad_rows),
@@ -180,14 +233,23 @@ def _train(spec: TrainSpec, data: GoodData, digest: str, staging: Staging, outpu
     )
 
 
-def _check_tokenizer(spec: TrainSpec, base: Tokenizer, data: GoodData, folder: Path, say: Say) -> None:
+def _complete(folder: Path, card: str, record: str) -> None:
+    """Put card and record beside the weights, the record at last and at once: with it the model is finished."""
+    draft = folder / f".{RECORD}"
+    with written(draft):
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        draft.write_text(record, encoding="utf-8")
+        draft.rename(folder / RECORD)
+
+
+def _check_tokenizer(spec: TrainSpec, given: _Given, folder: Path, say: Say) -> None:
     """The reference must tokenise as its base does, or the two cannot be compared token by token."""
     own = load_tokenizer(str(folder), None, spec.tokens)
-    if own.fingerprint != base.fingerprint:
+    if own.fingerprint != given.tokenizer.fingerprint:
         raise TrainingError(
             f"the tokenizer of {spec.base!r} does not survive being saved; convert the base to a directory with a "
             "tokenizer.json first"
         )
-    trained_with = base.bos_id if spec.dataset is None else data.bos_id
+    trained_with = given.tokenizer.bos_id if spec.dataset is None else given.data.bos_id
     if own.bos_id != trained_with:
         say(f"trained with BOS {trained_with}: set tokens.bos: {str(trained_with is not None).lower()} when scoring")

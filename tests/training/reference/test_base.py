@@ -78,11 +78,11 @@ INCOMPLETE = {
 DAMAGED = {
     "cut weights": (
         cut("model.safetensors", 5000),
-        r"base .*damaged' cannot be loaded \(SafetensorError: .*fetch it again if it is damaged",
+        r"base: weights '.*damaged/model\.safetensors' are damaged: 5,000 bytes where .*copy or download them again",
     ),
     "empty weights": (
         cut("model.safetensors", 0),
-        r"base .*damaged' cannot be loaded \(SafetensorError: .*header too small",
+        r"base: weights '.*damaged/model\.safetensors' are damaged: header of 0 bytes",
     ),
     "cut config": (cut("config.json", 20), r"config\.json' is not JSON .*restore the file"),
     "a config of something else": (lambda folder: (folder / "config.json").write_text("[]"), "holds a JSON list"),

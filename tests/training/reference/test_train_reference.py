@@ -18,7 +18,7 @@ from curator.tokens.tokenizer import TokensConfig, load_tokenizer
 from curator.training import TrainSpec, train_reference
 from curator.training.reference.clock import Clock
 from curator.training.reference.lora import plain_copy
-from curator.training.reference.staging import find_output
+from curator.training.reference.place import find_output
 
 TOKENIZER = Path(curator.__file__).parent / "scorers" / "bigram_model" / "tokenizer.json"
 
@@ -135,7 +135,7 @@ def test_time_ends_the_training_between_steps(base: Path, good: Path, tmp_path: 
 
 @pytest.mark.parametrize("change", [{}, {"eval_fraction": 0.0}], ids=["held out", "nothing held out"])
 def test_a_model_that_diverged_is_not_published(base: Path, good: Path, tmp_path: Path, change: dict[str, Any]) -> None:
-    with pytest.raises(TrainingError, match=r"loss is nan after the last step: it diverged; lower learning_rate"):
+    with pytest.raises(TrainingError, match=r"the loss is nan after step 1: it diverged; lower learning_rate"):
         train_reference(
             make_spec(base, good, tmp_path / "r", learning_rate=1e30, max_steps=1, **change), lambda line: None
         )
@@ -208,7 +208,7 @@ def test_a_base_or_corpus_that_is_not_there_is_named(base: Path, good: Path, tmp
     empty.mkdir()
     for name in ("config.json", "tokenizer.json"):
         (empty / name).write_bytes((base / name).read_bytes())
-    with pytest.raises(TrainingError, match=r"base .*empty' cannot be loaded"):
+    with pytest.raises(TrainingError, match=r"base: model '.*empty' has no weights: expected"):
         train_reference(make_spec(empty, good, tmp_path / "r"), lambda line: None)
     with pytest.raises(CorpusError):
         train_reference(make_spec(base, tmp_path / "nothing-*.jsonl", tmp_path / "r"), lambda line: None)
