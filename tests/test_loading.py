@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 import curator
 from curator.errors import OutputError, TrainingError
-from curator.loading import CuratedDataset
 from curator.manifest import Manifest, ShardEntry, Totals
-from curator.training import Collator, epochs
+from curator.training import Collator, Endless, epochs
+from curator.training.curated_dataset import CuratedDataset
 
 Item = dict[str, Any]
 TOTALS = dict.fromkeys(Totals.model_fields, 0)
@@ -127,6 +127,15 @@ def test_rows_without_a_kept_token_are_skipped_and_counted(dataset: Path) -> Non
     assert loaded.num_rows == given + loaded.skipped_rows
 
 
+@pytest.mark.parametrize("sequence_length", [None, 16])
+def test_online_selection_can_have_every_scored_token(dataset: Path, sequence_length: int | None) -> None:
+    loaded = curator.load(dataset, sequence_length, rows="scored")
+    found = sum(int((~item["logprobs_base"].isnan()).sum()) for item in loaded)
+    every = stored_rows(dataset, kept=False).values()
+    assert found == sum(len(row["input_ids"]) - 1 for row in every), "the log-prob of a first token is unknown"
+    assert loaded.skipped_rows == sum(len(row["input_ids"]) == 1 for row in every)
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7, 60])
 def test_ranks_share_the_rows_evenly(dataset: Path, world_size: int) -> None:
     parts = [curator.load(dataset, rank=rank, world_size=world_size) for rank in range(world_size)]
@@ -193,6 +202,29 @@ def test_persistent_workers_see_a_new_epoch(dataset: Path) -> None:
     loaded.set_epoch(1)
     second = [item["doc_id"] for item in loader]
     assert first != second and sorted(first) == sorted(second)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_endless_gives_every_epoch_in_its_order(dataset: Path, workers: int) -> None:
+    one = len(stored_rows(dataset))
+    endless = DataLoader(Endless(curator.load(dataset)), batch_size=None, num_workers=workers)
+    given = [item["doc_id"] for item in itertools.islice(endless, 3 * one)]
+    assert len(given) == 3 * one
+    if workers == 0:
+        loaded = curator.load(dataset)
+        for epoch in range(3):
+            loaded.set_epoch(epoch)
+            assert given[epoch * one : (epoch + 1) * one] == [item["doc_id"] for item in loaded]
+
+
+def test_a_rank_without_a_kept_row_is_told_so_instead_of_spinning(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "out", [5], rows_per_group=5)
+    ranks = [curator.load(folder, rank=rank, world_size=5) for rank in range(5)]
+    (idle,) = [rank for rank in ranks if not list(rank)]  # every fifth row keeps nothing
+    with pytest.raises(TrainingError, match=r"this rank has 1 rows, of which 1 were skipped.*fewer processes"):
+        next(iter(Endless(idle)))
+    with pytest.raises(TrainingError, match="this rank has 0 rows"):
+        next(iter(Endless(curator.load(folder, rank=0, world_size=6))))
 
 
 # ------------------------------------------------------------------------------------------------ packing
@@ -279,8 +311,42 @@ def test_a_state_of_something_else_is_refused(dataset: Path, tmp_path: Path) -> 
         curator.load(dataset, seed=2).load_state_dict(state)
     with pytest.raises(TrainingError, match=r"world_size 1 \(now 2\)"):
         curator.load(dataset, seed=1, rank=0, world_size=2).load_state_dict(state)
-    with pytest.raises(TrainingError, match="dataset"):
+    with pytest.raises(TrainingError, match="saved with another dataset;"):
         curator.load(write_dataset(tmp_path / "other", [3]), seed=1).load_state_dict(state)
+
+
+def test_the_state_of_workers_cannot_be_asked_of_this_process(dataset: Path) -> None:
+    loaded = curator.load(dataset)
+    reader = iter(DataLoader(loaded, batch_size=None, num_workers=1))
+    next(reader)
+    with pytest.raises(TrainingError, match=r"only they know.*StatefulDataLoader.*num_workers=0"):
+        loaded.state_dict()
+    del reader
+    loaded.set_epoch(1)
+    assert loaded.state_dict()["row"] == 0, "nothing of the next epoch has been read"
+    loaded.set_epoch(0)
+    next(iter(loaded))
+    assert loaded.state_dict()["row"] > 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_state_is_resumed_once(dataset: Path, workers: int) -> None:
+    reader = iter(loaded := curator.load(dataset))
+    given = [next(reader)["doc_id"] for _ in range(4)]
+    resumed = curator.load(dataset)
+    resumed.load_state_dict(loaded.state_dict())
+    rest = [item["doc_id"] for item in reader]
+    loader = DataLoader(resumed, batch_size=None, num_workers=workers)
+    assert [item["doc_id"] for item in loader] == rest
+    assert [item["doc_id"] for item in loader] == given + rest, "without set_epoch the same epoch comes again, whole"
+
+
+def test_a_state_that_is_none_is_refused(dataset: Path) -> None:
+    state = curator.load(dataset).state_dict()
+    with pytest.raises(TrainingError, match=r"has no dataset, epoch, .*pass what state_dict\(\) gave"):
+        curator.load(dataset).load_state_dict({})
+    with pytest.raises(TrainingError, match=r"has no row;"):
+        curator.load(dataset).load_state_dict({name: value for name, value in state.items() if name != "row"})
 
 
 @pytest.mark.slow  # torch waits 5 s for each worker that raised
@@ -329,11 +395,43 @@ def test_rank_comes_from_torch_distributed_first(dataset: Path, tmp_path: Path) 
         ({"seed": -1}, "seed=-1"),
         ({"rank": 2, "world_size": 2}, "rank=2"),
         ({"rank": 0}, "both or neither"),
+        ({"sequence_length": "64"}, "sequence_length='64'; use a whole number of at least 2"),
+        ({"sequence_length": 64.0}, r"sequence_length=64\.0"),
+        ({"rank": "0", "world_size": "1"}, "rank='0'"),
+        ({"rows": "all"}, "rows='all'; use one of kept, scored"),
     ],
 )
 def test_arguments_out_of_range_are_named(dataset: Path, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(TrainingError, match=message):
         curator.load(dataset, **arguments)
+
+
+def test_a_rank_that_is_no_number_is_named(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "")
+    with pytest.raises(TrainingError, match=r"RANK=''.*unset it, or pass rank and world_size"):
+        curator.load(dataset)
+
+
+def without_kept_tokens(folder: Path) -> Path:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for shard in manifest["shards"]:
+        path = folder / shard["file"]
+        table = pq.read_table(path)
+        zeros = [[0.0] * len(weights) for weights in table["token_weights"].to_pylist()]
+        index = table.schema.get_field_index("token_weights")
+        pq.write_table(table.set_column(index, "token_weights", pa.array(zeros, pa.list_(pa.float32()))), path)
+        shard.update(kept_tokens=0, weight_sum=0.0)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_a_dataset_that_keeps_nothing_is_refused_where_kept_rows_are_asked_for(tmp_path: Path) -> None:
+    folder = without_kept_tokens(write_dataset(tmp_path / "out", [6, 3]))
+    with pytest.raises(TrainingError, match=r"no row with a kept token.*rows='scored'"):
+        curator.load(folder)
+    with pytest.raises(TrainingError, match="no row with a kept token"):
+        curator.load(write_dataset(tmp_path / "empty", []))
+    assert list(curator.load(folder, rows="scored"))
 
 
 def test_a_folder_without_a_finished_dataset_is_refused(tmp_path: Path) -> None:

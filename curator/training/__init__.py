@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from curator.training.collator import Collator
+    from curator.training.endless import Endless
     from curator.training.fused import (
         fused_selective_loss,
         fused_weighted_cross_entropy,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Collator",
+    "Endless",
     "Objective",
     "TrainSpec",
     "WeightedModule",
@@ -39,6 +41,7 @@ __all__ = [
 
 _HOMES = {
     "Collator": "collator",
+    "Endless": "endless",
     "Objective": "objective",
     "TrainSpec": "reference.spec",
     "WeightedModule": "lightning_module",
