@@ -101,7 +101,9 @@ def test_a_tokenizer_that_is_not_the_bases_is_refused(train_spec: Make, base: Pa
     definition = json.loads((base / "tokenizer.json").read_text())
     definition["normalizer"] = {"type": "NFC"} if definition.get("normalizer") is None else None
     other.write_text(json.dumps(definition))
-    with pytest.raises(TrainingError, match=r"tokens\.tokenizer: '.*other\.json' is not the tokenizer of base '.*base'"):
+    with pytest.raises(
+        TrainingError, match=r"tokens\.tokenizer: '.*other\.json' is not the tokenizer of base '.*base'"
+    ):
         train(train_spec(tokens={"tokenizer": str(other)}, output=str(tmp_path / "2")))
     with pytest.raises(TokenizerError, match="nowhere"):
         train(train_spec(tokens={"tokenizer": "/nowhere"}, output=str(tmp_path / "2")))
