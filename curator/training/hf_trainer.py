@@ -13,10 +13,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
+from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from curator.errors import TrainingError
 from curator.training.collator import Collator
+from curator.training.curated_dataset import CuratedDataset
+from curator.training.endless import Endless
 from curator.training.objective import Objective
 
 _COLLATOR_POSITION = 2  # in the Trainer's arguments, as in those of its subclasses
@@ -29,6 +33,10 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]
     `Collator`. Without `token_weights` every label that is not -100 weighs 1. In evaluation the loss is the weighted
     mean of each batch, and predictions are logits, with a fused objective too. The loss that a mixture of experts adds
     for its router is left out.
+
+    What `curator.load` gives is split over the ranks here, whatever rank it was opened for, and trained on without end
+    (`max_steps` says when to stop). So ranks never wait for each other, and a resumed run goes on with the rows that
+    would have come next, after reading again what it had read.
     """
 
     def __init__(self, *args: Any, objective: Objective | None = None, **kwargs: Any) -> None:
@@ -46,6 +54,29 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]
                 f"label_smoothing_factor={self.args.label_smoothing_factor} does not go with token weights; set it to 0"
             )
         self.model_accepts_loss_kwargs = True  # the loss is divided for the whole step here, not by the Trainer
+
+    def _get_dataloader(
+        self, dataset: Any, description: str, batch_size: int, *args: Any, is_training: bool = False, **kwargs: Any
+    ) -> Any:
+        """A loader of a curated dataset that leaves its splitting alone; of anything else the Trainer's own.
+
+        accelerate would read it on one rank, and join batches of different lengths there to send them to the others.
+        """
+        if not isinstance(dataset, CuratedDataset):
+            return super()._get_dataloader(dataset, description, batch_size, *args, is_training=is_training, **kwargs)
+        _check_parallelism(self.accelerator.parallelism_config)
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        loader = DataLoader(
+            Endless(dataset.split(rank, ranks)) if is_training else dataset.split(0, 1),
+            batch_size=batch_size,
+            collate_fn=self._get_collator_with_removed_columns(self.data_collator, description=description),
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+        # In evaluation, which ends, every rank reads all rows and takes its share, so that all have equally many.
+        share = {"num_processes": 1, "process_index": 0} if is_training else {}
+        return prepare_data_loader(loader, self.accelerator.device, put_on_device=True, dispatch_batches=False, **share)
 
     def create_accelerator_and_postprocess(self) -> None:
         """Keep DistributedDataParallel from looking for unused parameters, which the fused loss does not go with."""
@@ -92,3 +123,12 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         finally:
             self.objective = objective
+
+
+def _check_parallelism(config: Any) -> None:
+    size = config.non_data_parallel_size if config is not None else 1
+    if size > 1:
+        raise TrainingError(
+            f"{size} ranks share a batch (tensor, context or sequence parallelism), and curator.load gives every rank "
+            "its own; train on files written by `curator export --for hugging_face`"
+        )

@@ -30,8 +30,8 @@ def main() -> None:
     parser.add_argument("--cpu", action="store_true")
     options = parser.parse_args()
 
-    # The Trainer splits an iterable dataset over its ranks itself, so each rank asks for all of it.
-    data = curator.load(options.dataset, options.sequence_length or None, rank=0, world_size=1)
+    rows = "scored" if options.keep else "kept"  # online selection ranks tokens whatever their stored weights
+    data = curator.load(options.dataset, options.sequence_length or None, rows=rows)
     arguments = TrainingArguments(
         output_dir=options.output,
         per_device_train_batch_size=options.micro_batch,
