@@ -17,6 +17,7 @@ from torch import Tensor
 from curator.errors import TrainingError
 from curator.tables import IGNORED_LABEL, LOGPROBS_PREFIX
 from curator.training.apart import attention_of, check_apart, is_packed
+from curator.training.collator import Collator
 from curator.training.fused import fused_selective_loss, fused_weighted_cross_entropy, hidden_instead_of_logits
 from curator.training.losses import selective_loss, weighted_cross_entropy
 
@@ -33,7 +34,8 @@ class Objective:
 
     By default sum(w * CE) / sum(w) over `token_weights`; a batch without them weighs every label that is not -100 as 1.
     With `keep`, online selection (Rho-1) instead: in every micro-batch the `keep` share of the scored tokens with the
-    highest excess loss over `logprobs_<reference>`, each weighing 1.
+    highest excess loss over `logprobs_<reference>`, each weighing 1. That needs `curator.load(..., rows="scored")`: by
+    default it leaves out rows of which the stored policy kept nothing.
 
     Attributes:
         keep: share of the tokens to select online, in (0, 1]; None = the stored weights.
@@ -98,6 +100,10 @@ class Objective:
         """The ids of tokens that can count, -100 elsewhere: for a trainer that looks for labels beside the weights."""
         counts = _weights(batch) > 0 if self.keep is None else ~torch.isnan(self._reference(batch))
         return torch.where(counts, batch["input_ids"], IGNORED_LABEL)
+
+    def has_target(self, row: Batch) -> bool:
+        """Whether there is a token in one row of a dataset, of shape (T,), that can count."""
+        return bool((self.labels(Collator()([row]))[:, 1:] != IGNORED_LABEL).any())
 
     def _fused_loss(self, model: Any, batch: Batch, whole: Tensor) -> tuple[Tensor, Any]:
         with hidden_instead_of_logits(model) as head:

@@ -15,40 +15,57 @@ from trl import SFTConfig, SFTTrainer
 
 from curator.errors import TrainingError
 from curator.tables import LOGPROBS_PREFIX
+from curator.training.collator import TAKEN
+from curator.training.curated_dataset import CuratedDataset
 from curator.training.hf_trainer import WeightedTrainer
-
-_CONFIG_POSITION = 1
-_PER_TOKEN = ("input_ids", "labels", "token_weights", "position_ids", "document_ids")
 
 
 class WeightedSFTTrainer(WeightedTrainer, SFTTrainer):  # type: ignore[misc]
     """An SFTTrainer whose loss is `weighted_cross_entropy` over `token_weights` (see `WeightedTrainer`).
 
-    Takes rows of `datasets.load_dataset` over the curated files, or what `curator.load` gives. Rows longer than
-    `max_length` lose what is behind it, weights included; to lose nothing, pack with
-    `curator.load(directory, sequence_length=N)`. TRL's own packing is refused. Entropy and token accuracy, which TRL
-    takes from its fused head, are not logged.
+    Takes rows of `datasets.load_dataset` over the curated files, or what `curator.load` gives. Of the former, rows
+    longer than `max_length` lose what is behind it, weights included, and rows without a token that the objective can
+    use are left out; to lose nothing, pack with `curator.load(directory, sequence_length=N)`, which no `max_length`
+    cuts. TRL's own packing is refused. Entropy and token accuracy, which TRL takes from its fused head, are not logged.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: Any,
+        args: Any = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        **kwargs: Any,
+    ) -> None:
         """Take what SFTTrainer takes, and `objective`.
 
         Raises:
-            TrainingError: an option of SFTConfig that would change tokens or loss.
+            TrainingError: an option of SFTConfig that would change tokens or loss, or a dataset without a token to
+                train on.
         """
-        config = args[_CONFIG_POSITION] if len(args) > _CONFIG_POSITION else kwargs.get("args")
-        if isinstance(config, SFTConfig):
-            _check(config)
-        super().__init__(*args, **kwargs)
+        if isinstance(args, SFTConfig):
+            _check(args)
+        self._curated = train_dataset if isinstance(train_dataset, CuratedDataset) else None
+        if self._curated is not None:  # SFTTrainer takes no such thing: it looks at a row, then gets what is trained on
+            train_dataset = Dataset.from_list([{"input_ids": [0]}]).to_iterable_dataset()
+        elif train_dataset is not None:
+            _find_first(train_dataset, "train")
+        super().__init__(
+            model=model, args=args, data_collator=data_collator, train_dataset=train_dataset,
+            eval_dataset=eval_dataset, **kwargs,
+        )  # fmt: skip
 
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Any:
         """Leave curated rows as they are but for `max_length`, which cuts all their columns alike."""
+        if self._curated is not None and dataset_name == "train":
+            return self._curated
         if not isinstance(dataset, Dataset | IterableDataset):
             return dataset  # curator.load: nothing to tokenise, its sequence_length is the length
-        sample = next(iter(dataset))
-        names = [name for name in sample if name in _PER_TOKEN or name.startswith(LOGPROBS_PREFIX)]
+        sample = _find_first(dataset, dataset_name)
+        names = [name for name in sample if name in TAKEN or name.startswith(LOGPROBS_PREFIX)]
         if "input_ids" not in names:
             raise TrainingError(
                 f"the {dataset_name} dataset has columns {sorted(sample)} and no input_ids: WeightedSFTTrainer trains "
@@ -58,7 +75,8 @@ class WeightedSFTTrainer(WeightedTrainer, SFTTrainer):  # type: ignore[misc]
         if args.max_length is not None:
             length = args.max_length
             dataset = dataset.map(lambda row: {name: row[name][:length] for name in names})
-            dataset = dataset.filter(_has_kept_token)
+        dataset = dataset.filter(self.objective.has_target)
+        _find_first(dataset, dataset_name)
         return dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -79,7 +97,11 @@ def _check(config: SFTConfig) -> None:
             raise TrainingError(f"SFTConfig({name}={value!r}) does not go with token weights: leave it out; {remedy}")
 
 
-def _has_kept_token(row: dict[str, Any]) -> bool:
-    if "token_weights" in row:
-        return any(row["token_weights"][1:])
-    return any(label != -100 for label in row["labels"][1:])
+def _find_first(dataset: Any, name: str) -> dict[str, Any]:
+    row: dict[str, Any] | None = next(iter(dataset), None)
+    if row is None:
+        raise TrainingError(
+            f"the {name} dataset has no row with a token to train on: none is kept, or scored for online selection, "
+            "within max_length; look at its report, and choose another policy"
+        )
+    return row

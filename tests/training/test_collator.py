@@ -68,5 +68,20 @@ def test_rows_that_cannot_be_stacked_are_refused() -> None:
         Collator()([row(2), {"input_ids": [1]}])
     with pytest.raises(TrainingError, match=r"different lengths: .*'labels': 2"):
         Collator()([{**row(3), "labels": [1, 2]}])
-    with pytest.raises(TrainingError, match="at least one row"):
+    with pytest.raises(TrainingError, match="at least one row; got none"):
         Collator()([])
+    with pytest.raises(TrainingError, match=r"row 0 has columns \['labels'\]"):
+        Collator()([{"labels": [1]}])
+
+
+def test_marks_that_would_be_lost_are_refused() -> None:
+    with pytest.raises(TrainingError, match=r"row 1 has attention_mask \[0, 1, 1\].*without padding"):
+        Collator()([{**row(2), "attention_mask": [1, 1]}, {**row(3), "attention_mask": [0, 1, 1]}])
+    assert Collator()([{**row(2), "attention_mask": [1, 1]}])["attention_mask"].tolist() == [[1, 1]]
+    with pytest.raises(TrainingError, match=r"row 0 has seq_lengths \[1, 2\].*--for hugging_face"):
+        Collator()([{**row(3), "seq_lengths": [1, 2]}])
+
+
+def test_a_multiple_that_is_none_is_refused() -> None:
+    with pytest.raises(TrainingError, match="pad_to_multiple_of=-8; use 1 or more"):
+        Collator(pad_to_multiple_of=-8)
