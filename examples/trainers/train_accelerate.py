@@ -10,16 +10,17 @@ they weigh, is not used.
 
 import argparse
 from contextlib import nullcontext
-from itertools import count, islice
+from itertools import islice
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import curator
-from curator.training import Collator
+from curator.training import Collator, Endless
 from curator.training.objective import Objective
 
 
@@ -58,20 +59,12 @@ def main() -> None:
     accelerator = Accelerator(cpu=options.cpu)
     model = AutoModelForCausalLM.from_pretrained(options.model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate)
-    # curator.load gives each rank its own rows, so the loader itself is not prepared.
-    data = curator.load(options.dataset, options.sequence_length)
+    # curator.load gives each rank its own rows, so the loader itself is not prepared. Epoch follows epoch without an
+    # end, so that no rank waits for another that has fewer rows.
+    data = Endless(curator.load(options.dataset, options.sequence_length))
     loader = DataLoader(data, batch_size=options.micro_batch, collate_fn=Collator())
     model, optimizer = accelerator.prepare(model, optimizer)
-
-    def micro_batches() -> Any:
-        for epoch in count():
-            data.set_epoch(epoch)
-            for batch in loader:
-                yield {name: values.to(accelerator.device) for name, values in batch.items()}
-            if not data.num_rows:
-                raise SystemExit("this rank has no rows; use fewer processes")
-
-    stream = micro_batches()
+    stream = (send_to_device(batch, accelerator.device) for batch in loader)
     for step in range(1, options.steps + 1):
         loss = train_step(accelerator, model, optimizer, list(islice(stream, options.accumulate)), Objective())
         accelerator.print(f"step {step}  loss {loss:.4f}")

@@ -26,6 +26,7 @@ class CuratedModule(WeightedModule):
         self.data = curator.load(
             self.dataset, self.sequence_length or None, rank=self.global_rank, world_size=self.trainer.world_size
         )
+        self.data.set_epoch(self.current_epoch)  # a resumed epoch is opened before on_train_epoch_start
         return DataLoader(self.data, batch_size=self.micro_batch, collate_fn=Collator())
 
     def on_train_epoch_start(self) -> None:

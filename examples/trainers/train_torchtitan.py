@@ -39,6 +39,8 @@ class CuratedRows(IterableDataset, Stateful):
                 f"{export} holds rows of {len(rows[0]['input'])} tokens, training.seq_len is {seq_len}; "
                 "export with --sequence-length equal to it"
             )
+        if dp_world_size > len(rows):
+            raise ValueError(f"{export} holds {len(rows)} rows for {dp_world_size} ranks; use fewer ranks")
         self._rows, self._part = rows, (dp_rank, dp_world_size)
         self._epoch = self._next = 0
 
