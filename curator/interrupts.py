@@ -5,7 +5,7 @@ weak reference (every import ends in one) or out of C, it can go nowhere: Python
 on, and so would the run. A library's bare `except:` does the same without a word. So the handler also notes that a
 signal came: one that Python says it ignored is sent again, and a run looks at the note between two steps.
 
-Invariant: a run that was interrupted gets no further than its next `check`.
+Invariant: a run that was interrupted gets no further than its next `check`, or than the end of what is `postponed`.
 """
 
 import _thread

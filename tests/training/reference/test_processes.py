@@ -52,6 +52,16 @@ def test_a_step_is_the_same_for_any_number_of_processes(batches: int, processes:
         assert sorted(seen) == list(range(0, 10 * batches, 10)), "every token once an epoch"
 
 
+@pytest.mark.parametrize("processes", [1, 3])
+@pytest.mark.parametrize("batch_tokens", [63, 64, 100_000, 10**24, 10**400])
+def test_a_step_that_holds_all_the_data_forwards_it_once(batch_tokens: int, processes: int) -> None:
+    rows = [[np.arange(start, start + 9, dtype=np.int32)] for start in range(0, 70, 10)]
+    schedule = Schedule(rows, batch_tokens, processes, seed=1)
+    assert (schedule.per_step, schedule.steps_per_epoch) == (7, 1)
+    assert schedule.accumulate == {1: 7, 3: 3}[processes] and len(schedule) == schedule.accumulate * processes
+    assert schedule.tokens(0) == 63
+
+
 def test_an_empty_micro_batch_weighs_nothing() -> None:
     batch = collate([[]])
     assert batch["input_ids"].shape == (1, 2) and not batch["token_weights"].any()

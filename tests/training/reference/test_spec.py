@@ -41,6 +41,7 @@ Make = Callable[..., dict[str, Any]]
         ({"eval_every": 5, "patience": 2, "eval_fraction": 0.0}, "eval_fraction is 0"),
         ({"keep_checkpoints": [0.5, 1.0]}, "keep_checkpoints.1"),
         ({"keep_every": 0}, "keep_every"),
+        ({"seed": 1 << 32}, "seed: "),
         ({"run": {"workers": 0}}, "run.workers"),
         ({"run": {"gpus_per_worker": 2}}, "run.gpus_per_worker"),
         ({"early_stopping": True}, "early_stopping"),
