@@ -9,12 +9,8 @@ its weight; OUT appears complete or not at all.
 
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from pydantic import Field, TypeAdapter
@@ -25,6 +21,7 @@ from curator.data import StrictModel
 from curator.errors import OutputError, SpecError, TokenizerError
 from curator.exports import ExportConfig
 from curator.exports.form import Facts, Form, Item
+from curator.exports.target import check_target, staged
 from curator.manifest import MANIFEST, Manifest, ShardEntry, read_manifest
 from curator.places import explained
 from curator.spec import validate
@@ -92,11 +89,12 @@ def export_dataset(
 
     Raises:
         SpecError: no such form, an argument out of range or needed by the form, or weights that the trainer cannot use.
-        OutputError: `output` is not free, or `directory` is no dataset or has no kept token.
+        OutputError: `output` is not free or lies in the dataset, or `directory` is no dataset or has no kept token.
     """
     if isinstance(form, str):
         form = _find_form(form)
-    root, target = storage.absolute(os.fspath(directory)), _check_target(output)
+    root = storage.absolute(os.fspath(directory))
+    target = check_target(output, root)
     _check_arguments(form, sequence_length, seed)
     manifest = read_manifest(root)
     if manifest.content != "dataset":
@@ -105,7 +103,7 @@ def export_dataset(
     facts = _find_facts(root, manifest, shards, sequence_length)
     tally = _Tally()
     rows = _kept_rows(_read(root, shards, seed), form, facts, tally)
-    with _staged(target) as staging, explained("write", str(target)):
+    with staged(target) as staging, explained("write", str(target)):
         form.write(_count_items(_shape(rows, form, sequence_length), root, tally), staging, facts)
         record = ExportRecord(
             kind=form.kind, curator_version=curator.__version__, dataset=manifest.name,
@@ -126,30 +124,18 @@ def _find_form(name: str) -> Form:
     return form
 
 
-def _check_target(output: str | os.PathLike[str]) -> Path:
-    target = storage.local_path(storage.absolute(os.fspath(output)))
-    if target is None:
-        raise OutputError(f"{os.fspath(output)!r} is not local; export to a local folder and copy that")
-    target = target.resolve()  # a link keeps standing, and what it leads to is replaced
-    if target.is_mount():
-        raise OutputError(f"{str(target)!r} is a mount point, which no folder can replace; name a folder in it")
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise OutputError(f"{str(target)!r} exists and is not an empty folder; name another or remove it")
-    return target
-
-
 def _check_arguments(form: Form, sequence_length: int | None, seed: int | None) -> None:
     if sequence_length is None:
         if form.packing == "always":
             raise SpecError(
                 f"sequence_length: the form '{form.kind}' is packed; give its number of tokens per sequence"
             )
-    elif not 2 <= sequence_length <= _LONGEST:
+    elif not isinstance(sequence_length, int) or not 2 <= sequence_length <= _LONGEST:
         raise SpecError(
-            f"sequence_length: {sequence_length} is not in 2..{_LONGEST}; two tokens are needed to learn one"
+            f"sequence_length: {sequence_length!r} is not in 2..{_LONGEST}; two tokens are needed to learn one"
         )
-    if seed is not None and seed < 0:
-        raise SpecError(f"seed: {seed}; use 0 or more")
+    if seed is not None and (not isinstance(seed, int) or seed < 0):
+        raise SpecError(f"seed: {seed!r}; use a whole number of 0 or more")
 
 
 def _find_facts(root: str, manifest: Manifest, shards: list[ShardEntry], sequence_length: int | None) -> Facts:
@@ -277,24 +263,6 @@ def _count_items(items: Iterable[Item], root: str, tally: _Tally) -> Iterator[It
 
 
 # ---------------------------------------------------------------------------------------------- the output
-
-
-@contextmanager
-def _staged(target: Path) -> Iterator[Path]:
-    """A hidden folder beside `target`, which gets its name at the end and is gone after an error."""
-    staging = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
-    with explained("write", str(target)):
-        staging.mkdir(parents=True)
-    try:
-        yield staging
-        try:
-            staging.rename(target)  # replaces an empty folder, never a full one
-        except OSError as error:
-            raise OutputError(
-                f"{str(target)!r} was taken while it was being written ({error}); name another"
-            ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _describe(record: ExportRecord) -> str:

@@ -36,8 +36,8 @@ WeightedTrainer(model=model, args=arguments, train_dataset=rows, data_collator=C
   `remove_unused_columns=False`, or they are dropped before they arrive.
 * `WeightedTrainer` divides by the weight sum of the whole step, over accumulation and ranks. The Trainer alone takes
   `labels` (-100 where the weight is 0), which is the whole truth for masks of 0 and 1, and never sees soft weights.
-* Rows without a kept token are not here. Online selection (`Objective(keep=...)`) ranks all scored tokens: for it export
-  a dataset that was selected with `keep_all`, or train on `curator.load(DIR, rows="scored")`.
+* Rows without a kept token are not here. Online selection (`Objective(keep=...)`) ranks all scored tokens: for it
+  export a dataset that was selected with `keep_all`, or train on `curator.load(DIR, rows="scored")`.
 * Packed rows carry `position_ids` that restart with each document. Most architectures of transformers keep documents
   apart by them as long as they get no `attention_mask` (the collator gives none) and no cache (`use_cache=False`), and
   FlashAttention as long as a batch is one row. `WeightedTrainer` sees to that, and refuses a model that does not keep

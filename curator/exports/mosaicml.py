@@ -44,10 +44,10 @@ rows[0]["input_ids"], rows[0]["labels"], rows[0]["token_weights"]
   does Composer's `HuggingFaceModel` around it; the loss of that example takes `token_weights`
   and shifts too.
 * Soft weights need that loss, or another one that reads `token_weights`; divide by the weight sum of the whole step.
-* Packed rows carry `position_ids` that restart with each document and `document_ids` (-1 = padding). Only newer versions
-  of transformers, most of their architectures, and FlashAttention with one row a batch keep documents apart by
-  `position_ids`, and only without `attention_mask` and cache. Try yours: change one document of a row, and the logits of
-  the others must stay. If they move, export without `--sequence-length`.
+* Packed rows carry `position_ids` that restart with each document and `document_ids` (-1 = padding). Only newer
+  versions of transformers, most of their architectures, and FlashAttention with one row a batch keep documents apart
+  by `position_ids`, and only without `attention_mask` and cache. Try yours: change one document of a row, and the
+  logits of the others must stay. If they move, export without `--sequence-length`.
 * llm-foundry's own datasets do not fit: the one for fine-tuning takes `input_ids` for a prompt and `labels` for its
   response, the one for pre-training makes labels of all tokens. Use the rows with a collator of your own.
 * mosaicml-streaming needs transformers below 5 and numpy below 2.2: train in an environment of its own.

@@ -1,6 +1,7 @@
 """The contract of all forms: what the dataset says is learned is learned, and nothing else, however it is written."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -250,7 +251,10 @@ def test_an_output_that_is_taken_meanwhile_is_left_alone(hard: Path, tmp_path: P
         ({"form": "torchtitan"}, SpecError, "sequence_length: the form 'torchtitan' is packed"),
         ({"form": "tinker", "sequence_length": 1}, SpecError, "sequence_length: 1 is not in 2"),
         ({"form": "tinker", "sequence_length": 2**31}, SpecError, "sequence_length: 2147483648 is not in 2"),
+        ({"form": "tinker", "sequence_length": "64"}, SpecError, "sequence_length: '64' is not in 2"),
+        ({"form": "tinker", "sequence_length": 64.0}, SpecError, "sequence_length: 64.0 is not in 2"),
         ({"form": "tinker", "seed": -1}, SpecError, "seed: -1"),
+        ({"form": "tinker", "seed": "1"}, SpecError, "seed: '1'"),
         ({"form": "nobody"}, SpecError, "'nobody' is not one of 'axolotl', 'hugging_face'"),
         ({"form": "tinker", "output": "s3://bucket/out"}, OutputError, "is not local"),
         ({"form": "tinker", "directory": "."}, OutputError, "holds no finished dataset"),
@@ -262,6 +266,24 @@ def test_arguments_that_cannot_be_are_told_before_anything_is_written(
     with pytest.raises(error, match=message):
         export_dataset(**{"directory": hard, "output": tmp_path / "out", **arguments})
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("inside", ["", "curated/out", "out"])
+def test_an_output_in_the_dataset_is_refused(hard: Path, inside: str) -> None:
+    before = sorted(hard.rglob("*"))
+    with pytest.raises(OutputError, match=r"lies in the dataset .*name a folder beside it"):
+        export_dataset(hard, "tinker", hard / inside)
+    assert sorted(hard.rglob("*")) == before
+
+
+def test_readmes_command_exports_what_its_own_job_publishes(tmp_path: Path, write_dataset: Callable[..., Path]) -> None:
+    """That job has `tokens.eos: false`, so its documents do not end with the end-of-text token."""
+    text = (Path(curator.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^curator export OUTPUT --for (\S+) --sequence-length (\d+) --output", text, re.M)
+    documents = [(range(10 * n + 5, 10 * n + 12), [0.0, *[1.0] * 6]) for n in range(4)]
+    dataset = write_dataset(tmp_path / "dataset", documents, eos_id=1)
+    record = export_dataset(dataset, command[0], tmp_path / "out", sequence_length=int(command[1]))
+    assert (record.rows, record.kept_tokens) == (4, 24)
 
 
 def test_weights_without_tokens_cannot_be_exported(hard: Path, tmp_path: Path) -> None:
