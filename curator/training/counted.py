@@ -53,6 +53,10 @@ def scored_rows(states: Tensor, name: str, vocabulary: int, input_ids: Tensor, r
     """The rows whose token the reference has scored."""
     _check_shapes(states, name, input_ids, ref_logprobs=ref_logprobs)
     reference_N = _next(ref_logprobs.detach().to(states.device), float("nan")).to(compute_dtype(states))
+    if bool(torch.isposinf(reference_N).any()):
+        raise TrainingError(
+            "ref_logprobs holds +inf at t >= 1, which would rank first; log-probs are at most 0, NaN says not scored"
+        )
     return _gather(reference_N, ~torch.isnan(reference_N), input_ids, vocabulary)
 
 
@@ -66,9 +70,14 @@ def divide(total: Tensor, denominator: Tensor | float | None, own: Tensor | floa
     if denominator is None:
         return total / own
     divisor = torch.as_tensor(denominator, dtype=total.dtype, device=total.device).detach()
-    if divisor.dim() != 0 or not bool(divisor > 0):
+    if divisor.numel() != 1:
         raise TrainingError(
-            f"denominator={denominator} with kept tokens in the batch; pass the {unit} of the whole step (t >= 1)"
+            f"denominator has shape {tuple(divisor.shape)}; pass one number: the {unit} of the whole step"
+        )
+    divisor = divisor.reshape(())
+    if not bool((divisor > 0) & torch.isfinite(divisor)):
+        raise TrainingError(
+            f"denominator={float(divisor)} with kept tokens in the batch; pass the {unit} of the whole step (t >= 1)"
         )
     return total / divisor
 

@@ -40,7 +40,7 @@ def weighted_cross_entropy(
         logits: shape (B, T, V), any floating type; row t predicts token t + 1.
         input_ids: shape (B, T); ids at positions of weight 0 are never looked at.
         token_weights: shape (B, T), finite and not negative; index 0 is ignored. They receive no gradient.
-        denominator: divide by this instead of the sum of weights.
+        denominator: divide by this instead of the sum of weights; one finite number above 0.
 
     Returns:
         A scalar in nats: float64 for float64 logits, else float32. When the weights sum to 0 it is 0, and its
@@ -48,7 +48,7 @@ def weighted_cross_entropy(
 
     Raises:
         TrainingError: shapes that do not agree, weights that are NaN, infinite or negative, ids outside the vocabulary,
-            or a denominator that is not positive.
+            or a denominator that is not one positive finite number.
     """
     rows = weighted_rows(logits, "logits", logits.shape[-1], input_ids, token_weights)
     total = (_token_losses(logits, rows) * rows.values_K).sum()
@@ -84,7 +84,7 @@ def selective_loss(
         ref_logprobs: log-probs under the reference model in nats, shape (B, T), token-aligned. NaN = not scored, never
             selected and not part of the population; index 0 is ignored.
         keep: share of the scored tokens to train on, in (0, 1].
-        denominator: divide by this instead of the number selected.
+        denominator: divide by this instead of the number selected; one finite number above 0.
         group: processes whose tokens are ranked together; None = this one's alone.
 
     Returns:
@@ -92,8 +92,8 @@ def selective_loss(
         then to the earlier token of the batch. 0 with zero gradient when none is selected.
 
     Raises:
-        TrainingError: shapes that do not agree, `keep` outside (0, 1], ids outside the vocabulary, or a denominator
-            that is not positive.
+        TrainingError: shapes that do not agree, a log-prob of +inf, `keep` outside (0, 1], ids outside the vocabulary,
+            or a denominator that is not one positive finite number.
     """
     rows = scored_rows(logits, "logits", logits.shape[-1], input_ids, ref_logprobs)
     losses_K = _token_losses(logits, rows)

@@ -155,10 +155,26 @@ def test_shapes_that_disagree_are_named() -> None:
         selective_loss(logits, input_ids, weights[:2], 0.5)
 
 
-@pytest.mark.parametrize("denominator", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("denominator", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_denominator_that_cannot_be_a_weight_sum_is_refused(denominator: float) -> None:
     with pytest.raises(TrainingError, match="denominator"):
         weighted_cross_entropy(*example(), denominator=denominator)
+
+
+def test_a_denominator_is_one_number() -> None:
+    expected = weighted_cross_entropy(*example(), denominator=3.0)
+    for shape in ((), (1,), (1, 1)):
+        assert weighted_cross_entropy(*example(), denominator=torch.full(shape, 3.0)) == expected
+    with pytest.raises(TrainingError, match=r"denominator has shape \(2,\); pass one number: the weight sum"):
+        weighted_cross_entropy(*example(), denominator=torch.ones(2))
+
+
+def test_an_infinite_reference_is_not_selected_first() -> None:
+    logits, input_ids, weights = example()
+    reference = torch.zeros_like(weights)
+    reference[0, 1] = float("inf")
+    with pytest.raises(TrainingError, match=r"ref_logprobs holds \+inf.*NaN says not scored"):
+        selective_loss(logits, input_ids, reference, 0.5)
 
 
 def test_ids_outside_the_vocabulary_are_named_where_they_count() -> None:
