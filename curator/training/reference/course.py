@@ -5,21 +5,28 @@ a run take it alike; and whatever is decided is in the next resume point, so tha
 """
 
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from curator.errors import TrainingError
 from curator.training.reference import distributed
 from curator.training.reference.clock import Clock, Report
-from curator.training.reference.milestones import Evaluation, KeptCheckpoint, Progress, resume_folder, write_progress
+from curator.training.reference.milestones import (
+    Evaluation,
+    KeptCheckpoint,
+    Progress,
+    resume_folder,
+    sound,
+    write_progress,
+)
 from curator.training.reference.staging import Staging
-from curator.training.reference.writing import written
+from curator.training.reference.writing import remove, written
 
 if TYPE_CHECKING:
     from curator.training.reference.spec import Say, TrainSpec
@@ -61,13 +68,14 @@ class Course(TrainerCallback):  # type: ignore[misc]
         self.progress = progress.model_copy(update={"resumed_at": (*progress.resumed_at, progress.step)})
         self.clock.step, self.clock.elapsed_s = progress.step, progress.elapsed_s
         self.report.tokens = progress.trained_tokens
-        if distributed.is_main() and self.staging.checkpoints.is_dir():
-            known = {Path(kept.folder).name for kept in progress.kept}
-            behind = [folder for folder in self.staging.checkpoints.iterdir() if folder.name not in known]
-            if behind:
-                self.say(f"{len(behind)} kept copies of later steps are made again")
-            for folder in behind:
-                shutil.rmtree(folder)
+        if self.best is not None:
+            with (
+                sound(resume_folder(self.staging.resume, progress.step)),
+                safe_open(self._best_file(self.best.step), "pt"),
+            ):
+                pass  # its header was read, and fits its size
+        if distributed.is_main():
+            self._remove_later_copies()
         self.say(f"going on from step {progress.step:,}")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -164,6 +172,14 @@ class Course(TrainerCallback):  # type: ignore[misc]
         """Named by its step: the best of a resume point stays until another resume point names a better one."""
         return self.staging.best / f"{step}.safetensors"
 
+    def _remove_later_copies(self) -> None:
+        known = {Path(kept.folder).name for kept in self.progress.kept}
+        later = [folder for folder in self.staging.copies if folder.name not in known]
+        if later:
+            self.say(f"{len(later)} kept copies of later steps are made again")
+        for folder in (*later, *self.staging.checkpoints.glob(".*")):  # a copy in the making has a dot before its name
+            remove(folder)
+
     def _keep_if_due(self, step: int) -> None:
         passed = sum(share <= self.clock.progress + 1e-9 for share in self.spec.keep_checkpoints)
         every = self.spec.keep_every
@@ -173,7 +189,7 @@ class Course(TrainerCallback):  # type: ignore[misc]
         if distributed.is_main():
             draft, place = self.staging.checkpoints / f".{name}", self.staging.checkpoints / name
             for folder in (draft, place):
-                shutil.rmtree(folder, ignore_errors=True)
+                remove(folder)
             with written(draft):
                 draft.mkdir(parents=True)
                 self.write_copy(draft)

@@ -51,6 +51,17 @@ class Outcome(NamedTuple):
     resumed_at: tuple[int, ...]
 
 
+class _Run(NamedTuple):
+    """A training that is set up."""
+
+    base: Base
+    schedule: Schedule
+    trainer: ReferenceTrainer
+    course: Course
+    measured: Sequence[MicroBatch]
+    """What is held out; where nothing is, some of the rest, to see whether it diverged."""
+
+
 def fine_tune(
     base: Base,
     spec: "TrainSpec",
@@ -61,8 +72,7 @@ def fine_tune(
 ) -> None:
     """Train a base, from the beginning or from the last resume point, and write what is to be published.
 
-    A Ctrl-C or SIGTERM while it trains ends it after the step, at a resume point; behind the last step, when all is
-    written.
+    A Ctrl-C or SIGTERM ends the training after the step, at a resume point; behind the last step, when all is written.
 
     Args:
         base: a causal language model in float32.
@@ -80,31 +90,17 @@ def fine_tune(
     _check_fit(base.model, spec.sequence_length, documents)
     if not torch.accelerator.is_available():
         keep_freed_memory()  # 12% to 24% more tokens a second on one core
-    adapter = spec.adapter
-    model = base.model if adapter is None else add_adapter(base.model, adapter, spec.seed)
     train, held = _hold_out(spec, documents, say)
-    batches = _make_batches(train, spec)
-    held_batches = _make_batches(held, spec)
-    schedule = Schedule(batches, spec.batch_tokens, distributed.processes(), spec.seed)
-    clock = _make_clock(spec, schedule)
-    trainer = make_trainer(model, spec, schedule, clock, staging.resume)
-
-    def write_copy(folder: Path) -> None:
-        save_model(plain_copy(model, base.saved_dtype), base.saved_dtype, spec, folder)
-
-    report = Report(clock, schedule.tokens, say)
-    course = Course(spec, clock, report, staging, lambda: measure(trainer, held_batches), write_copy, say)
+    run = _set_up(base, spec, train, held, staging, say)
+    trainer, course = run.trainer, run.course
     found = find_progress(staging.resume)
-    loss_before = found.loss_before if found else measure(trainer, held_batches) if held else None
-    _check_base(loss_before, spec)
-    course.progress = Progress(loss_before=loss_before)
-    _say_plan(spec, schedule, clock, model, sum(map(len, train)), loss_before, say)
-    _say_long_rows(spec, batches, say)
+    before = found.loss_before if found else measure(trainer, run.measured) if held else None
+    _check_base(before, spec)
+    _say_plan(run, sum(map(len, train)), before)
+    course.progress = Progress(loss_before=before)
     if found is not None:
         course.go_on(found)
     distributed.wait_for_all()  # whoever is first may write a new resume point
-    trainer.add_callback(report)
-    trainer.add_callback(course)
     with interrupts.postponed(SIGTERM) as interrupted:
         course.interrupted = interrupted
         if found is None:
@@ -113,39 +109,53 @@ def fine_tune(
             trainer.go_on_from(resume_folder(staging.resume, found.step))
         if course.left_early:
             raise KeyboardInterrupt
-        best = course.restore_best(model)
-        loss = _publish(trainer, course, base, held_batches or batches[:1], best)
-        loss_after = loss if held else None
-        _say_losses(loss_before, loss_after, say)
-        finish(_make_outcome(schedule, course, best, loss_before, loss_after))
+        finish(_publish(run, before))
 
 
-def _publish(
-    trainer: ReferenceTrainer,
-    course: Course,
+def _set_up(
     base: Base,
-    batches: Sequence[MicroBatch],
-    best: Evaluation | None,
-) -> float:
+    spec: "TrainSpec",
+    train: Sequence[Example],
+    held: Sequence[Example],
+    staging: Staging,
+    say: "Say",
+) -> _Run:
+    model = base.model if spec.adapter is None else add_adapter(base.model, spec.adapter, spec.seed)
+    batches, held_batches = _make_batches(train, spec), _make_batches(held, spec)
+    _say_long_rows(spec, batches, say)
+    measured = held_batches or batches[:1]
+    schedule = Schedule(batches, spec.batch_tokens, distributed.processes(), spec.seed)
+    clock = _make_clock(spec, schedule)
+    trainer = make_trainer(model, spec, schedule, clock, staging.resume)
+
+    def write_copy(folder: Path) -> None:
+        save_model(plain_copy(model, base.saved_dtype), base.saved_dtype, spec, folder)
+
+    report = Report(clock, schedule.tokens, say)
+    course = Course(spec, clock, report, staging, lambda: measure(trainer, measured), write_copy, say)
+    trainer.add_callback(report)
+    trainer.add_callback(course)
+    return _Run(base, schedule, trainer, course, measured)
+
+
+def _publish(run: _Run, before: float | None) -> Outcome:
     """Give the weights the form in which they are published, measure that, and write it."""
-    model, spec, folder = trainer.model, course.spec, course.staging.model
-    trained = best.loss if best else measure(trainer, batches)
+    model, course, dtype = run.trainer.model, run.course, run.base.saved_dtype
+    best = course.restore_best(model)
+    trained = best.loss if best else measure(run.trainer, run.measured)
     course.check_finite(trained, "after")
     if distributed.is_main():
-        _write_adapter(model, spec, folder)
-    plain = merged(model)
-    loss = trained
-    if is_adapted(model) or base.saved_dtype != torch.float32:
-        round_weights(plain, base.saved_dtype)
-        loss = measure(trainer, batches, plain)
-        course.check_finite(loss, "after")
-    if loss - trained > _ROUNDING_SAID:
-        dtype = str(base.saved_dtype).removeprefix("torch.")
-        course.say(f"stored in {dtype}, the base's type, the model loses {loss - trained:.4f} nats")
+        _write_adapter(model, course.spec, course.staging.model)
+    plain, after = merged(model), trained
+    if is_adapted(model) or dtype != torch.float32:
+        round_weights(plain, dtype)
+        after = measure(run.trainer, run.measured, plain)
+        course.check_finite(after, "after")
+    _say_losses(run, before, trained, after)
     if distributed.is_main():
-        with written(folder):
-            save_model(plain, base.saved_dtype, spec, folder)
-    return loss
+        with written(course.staging.model):
+            save_model(plain, dtype, course.spec, course.staging.model)
+    return _make_outcome(run, best, before, None if before is None else after)
 
 
 def _write_adapter(model: Any, spec: "TrainSpec", folder: Path) -> None:
@@ -159,18 +169,16 @@ def _make_batches(documents: Sequence[Example], spec: "TrainSpec") -> list[list[
     return make_batches(cut_rows(documents, spec.sequence_length), spec.micro_batch_tokens, spec.seed)
 
 
-def _make_outcome(
-    schedule: Schedule, course: Course, best: Evaluation | None, loss_before: float | None, loss_after: float | None
-) -> Outcome:
-    clock, progress = course.clock, course.progress
+def _make_outcome(run: _Run, best: Evaluation | None, before: float | None, after: float | None) -> Outcome:
+    clock, progress = run.course.clock, run.course.progress
     return Outcome(
         steps=clock.step,
-        trained_tokens=course.report.tokens,
+        trained_tokens=run.course.report.tokens,
         seconds=clock.elapsed_s,
-        loss_before=loss_before,
-        loss_after=loss_after,
+        loss_before=before,
+        loss_after=after,
         published_step=best.step if best else clock.step,
-        ended_by=_why_ended(course, schedule),
+        ended_by=_why_ended(run),
         evaluations=progress.evaluations,
         checkpoints=progress.kept,
         resumed_at=progress.resumed_at,
@@ -189,8 +197,13 @@ def _hold_out(
     return train, held
 
 
-def _say_losses(before: float | None, after: float | None, say: "Say") -> None:
-    if before is None or after is None:
+def _say_losses(run: _Run, before: float | None, trained: float, after: float) -> None:
+    """Say the losses of the base, of the trained weights and of what is published, as far as they are news."""
+    say = run.course.say
+    if after - trained > _ROUNDING_SAID:
+        dtype = str(run.base.saved_dtype).removeprefix("torch.")
+        say(f"stored in {dtype}, the base's type, the model loses {after - trained:.4f} nats")
+    if before is None:
         return
     say(f"held-out loss {before:.4f} -> {after:.4f} nats")
     if after > before:
@@ -226,36 +239,29 @@ def _make_clock(spec: "TrainSpec", schedule: Schedule) -> Clock:
     return Clock(schedule.steps, 60 * spec.max_minutes if spec.max_minutes else math.inf)
 
 
-def _why_ended(course: Course, schedule: Schedule) -> str:
-    clock = course.clock
-    if course.patience_lost:
+def _why_ended(run: _Run) -> str:
+    clock, spec = run.course.clock, run.course.spec
+    if run.course.patience_lost:
         return "patience"
     if clock.step < clock.total_steps:
         return "max_minutes"
-    planned = math.ceil(course.spec.epochs * schedule.steps_per_epoch)
+    planned = math.ceil(spec.epochs * run.schedule.steps_per_epoch)
     return "max_steps" if clock.total_steps < planned else "epochs"
 
 
-def _say_plan(
-    spec: "TrainSpec",
-    schedule: Schedule,
-    clock: Clock,
-    model: Any,
-    tokens: int,
-    loss_before: float | None,
-    say: "Say",
-) -> None:
+def _say_plan(run: _Run, tokens: int, before: float | None) -> None:
+    clock, spec, say, model = run.course.clock, run.course.spec, run.course.say, run.trainer.model
     limit = f" or {clock.limit_s:,.0f} s" if clock.limit_s < math.inf else ""
-    held = "" if loss_before is None else f"; held-out loss of the base {loss_before:.4f} nats"
+    held = "" if before is None else f"; held-out loss of the base {before:.4f} nats"
     dtype = str(choose_dtype(spec.dtype)).removeprefix("torch.")
     say(f"training on {tokens:,} tokens in {dtype}: at most {clock.total_steps:,} steps{limit}{held}")
     if is_adapted(model):
         sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
         trained, everything = sum(n for n, grad in sizes if grad), sum(n for n, _ in sizes)
         say(f"adapters: {trained:,} of {everything:,} parameters are trained")
-    workers = distributed.processes()
-    if workers > schedule.per_step:
-        say(f"{workers} processes share {schedule.per_step} micro-batches a step; lower micro_batch_tokens to use all")
+    workers, shared = distributed.processes(), run.schedule.per_step
+    if workers > shared:
+        say(f"{workers} processes share {shared} micro-batches a step; lower micro_batch_tokens to use all")
 
 
 def _say_long_rows(spec: "TrainSpec", batches: Sequence[MicroBatch], say: "Say") -> None:

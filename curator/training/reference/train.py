@@ -104,7 +104,7 @@ def _train_together(spec: TrainSpec, output: Path, say: Say) -> TrainResult:
         return result
     identity = {
         "spec": spec.decisive(),
-        "base_digest": given.base.weights_digest,
+        "weights": f"{given.base.weights_digest} of {spec.base}",
         "data_digest": given.data_digest,
     }
     with _open(output, identity, say) as staging:

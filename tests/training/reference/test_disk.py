@@ -110,9 +110,20 @@ def another_step(place: Path) -> None:
         (cut("trainer_state.json"), "JSONDecodeError: "),
         (lambda place: (place / "optimizer.pt").unlink(), "FileNotFoundError: "),
         (cut("progress.json"), "ValidationError: "),
+        (lambda place: cut("2.safetensors")(place.parents[1] / "best"), "SafetensorError: "),
         (another_step, r"ValueError: progress\.json is of step 1"),
     ],
-    ids=["weights", "optimizer", "schedule", "random numbers", "state", "no optimizer", "progress", "another step"],
+    ids=[
+        "weights",
+        "optimizer",
+        "schedule",
+        "random numbers",
+        "state",
+        "no optimizer",
+        "progress",
+        "best step",
+        "another step",
+    ],
 )
 def test_a_damaged_resume_point_is_named_and_left(train_spec: Make, damage: Callable[[Path], None], why: str) -> None:
     spec = train_spec(max_steps=4, eval_every=1, run=OFTEN)
