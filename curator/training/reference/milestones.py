@@ -6,7 +6,6 @@ but how step N stood is damaged, and nothing is done about it but to say so.
 """
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from pydantic import Field
 
 from curator.data import StrictModel
 from curator.errors import CuratorError, OutputError
+from curator.training.reference.writing import remove
 
 PROGRESS = "progress.json"
 _PREFIX = "checkpoint-"
@@ -61,7 +61,7 @@ def write_progress(folder: Path, progress: Progress) -> None:
     os.replace(draft, place / PROGRESS)
     for other in folder.glob(_PREFIX + "*"):
         if other != place:
-            shutil.rmtree(other)
+            remove(other)
 
 
 def has_resume_point(folder: Path) -> bool:

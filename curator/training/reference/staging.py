@@ -106,12 +106,15 @@ def ray_folder_of(output: Path) -> Path:
 
 
 def take_ray_folder(output: Path) -> Path:
-    """Make Ray Train's folder, or take what an earlier training left; raises OutputError if it is anything else."""
+    """Make Ray Train's folder, or take what an earlier training left; raises OutputError if it cannot be."""
     folder = ray_folder_of(output)
-    _refuse_foreign(folder, frozenset({_IDENTITY, RAY_RUN, RAY_FAILED}))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / _IDENTITY).write_text(json.dumps({"output": output.name}), encoding="utf-8")
-    (folder / RAY_FAILED).unlink(missing_ok=True)
+    try:
+        _refuse_foreign(folder, frozenset({_IDENTITY, RAY_RUN, RAY_FAILED}))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _IDENTITY).write_text(json.dumps({"output": output.name}), encoding="utf-8")
+        (folder / RAY_FAILED).unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
     return folder
 
 
