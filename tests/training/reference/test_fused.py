@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from curator.training import TrainSpec, objective, train_reference
-from curator.training.reference import fine_tune
+from curator.training.reference import trainer
 from curator.training.reference.record import TrainResult
 
 Make = Callable[..., dict[str, Any]]
@@ -44,7 +44,7 @@ def test_the_training_is_that_over_logits(
     fused = train(train_spec(output=str(tmp_path / "fused"), **settings))
     assert count_fused, "the base has a plain head"
     count_fused.clear()
-    monkeypatch.setattr(fine_tune, "can_be_fused", lambda model: False)
+    monkeypatch.setattr(trainer, "can_be_fused", lambda model: False)
     plain = train(train_spec(output=str(tmp_path / "plain"), **settings))
     assert not count_fused
     assert fused.loss_before == pytest.approx(plain.loss_before, rel=1e-6)
@@ -67,11 +67,11 @@ import json, sys
 from pathlib import Path
 from transformers import LlamaConfig, LlamaForCausalLM
 from curator.training import TrainSpec, train_reference
-from curator.training.reference import fine_tune
+from curator.training.reference import trainer
 
 given = json.loads(sys.argv[1])
 if not given["fused"]:
-    fine_tune.can_be_fused = lambda model: False
+    trainer.can_be_fused = lambda model: False
 train_reference(TrainSpec.model_validate(given["spec"]), lambda line: None)
 status = Path("/proc/self/status").read_text()
 print(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")))
