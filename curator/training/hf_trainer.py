@@ -72,6 +72,7 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]
             collate_fn=self._get_collator_with_removed_columns(self.data_collator, description=description),
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )
         # In evaluation, which ends, every rank reads all rows and takes its share, so that all have equally many.

@@ -84,6 +84,8 @@ class Objective:
         Raises:
             TrainingError: the batch lacks a column, or is packed and the model does not keep its documents apart.
         """
+        if is_packed(batch):
+            check_apart(model, batch["input_ids"].device)
         amount = self.amount(batch)
         whole = amount if denominator is None else torch.as_tensor(denominator).to(amount)
         if not bool(whole > 0):
@@ -131,8 +133,6 @@ def _forward(model: Any, batch: Batch) -> Any:
     taken = {name: value for name, value in batch.items() if name not in ours and not name.startswith(LOGPROBS_PREFIX)}
     shape = batch["input_ids"].shape
     joined = is_packed(batch) and shape[0] > 1 and "flash" in attention_of(model)
-    if is_packed(batch):
-        check_apart(model, batch["input_ids"].device)
     if joined:  # FlashAttention finds documents by their positions in a batch of one row alone
         taken = {name: value.reshape(1, -1) if value.shape == shape else value for name, value in taken.items()}
     # With a cache, transformers lets the documents of a packed row see each other.

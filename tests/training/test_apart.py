@@ -112,6 +112,19 @@ def test_a_model_that_keeps_them_apart_is_asked_once_and_left_as_it_was(make: An
 
 
 @pytest.mark.parametrize("fused", [False, True])
+def test_a_model_that_ranks_share_is_asked_below_its_wrapper(tmp_path: Path, fused: bool) -> None:
+    expected, _ = Objective().loss(make_llama(), packed_batch())
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
+    try:
+        model = torch.nn.parallel.DistributedDataParallel(make_llama())
+        found, _ = Objective(fused=fused).loss(model, packed_batch())
+        found.backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("fused", [False, True])
 def test_flash_attention_gets_packed_rows_as_one(monkeypatch: pytest.MonkeyPatch, fused: bool) -> None:
     """It tells documents by their positions only in a batch of one row."""
     model, batch = make_llama(), packed_batch()
