@@ -68,7 +68,8 @@ def test_the_dataset_of_another_spec_is_not_there(desk: Any, hosted: Any, what: 
     theirs, empty = add_theirs(desk, spec, hosted.job.root), add_theirs(desk, spec, str(tmp_path / "empty"))
     for read in READS:
         answer, nothing = desk.get(theirs, read, "theirs"), desk.get(empty, read, "theirs")
-        assert answer.status_code == nothing.status_code == (200 if read in (*LOOKS, "shards") else 404), read
+        expected = 200 if read in (*LOOKS, "shards") else 409 if read == "manifest" else 404
+        assert answer.status_code == nothing.status_code == expected, read
         assert answer.text.replace(theirs, "") == nothing.text.replace(empty, ""), read
         assert desk.get(hosted.id, read).status_code == 200, read
     assert desk.get(theirs, "shards", "theirs").json()["data"] == []
@@ -104,9 +105,9 @@ def test_a_folder_that_is_planned_afresh_is_noticed(
     first = desk.host(make_spec(rows=20, shard_tokens=20_000, output={"uri": str(tmp_path / "out")}))
     assert desk.get(first.id, "manifest").status_code == 200
     shutil.rmtree(first.job.root)
-    assert desk.get(first.id, "manifest").status_code == 404
+    assert desk.get(first.id, "manifest").status_code == 409
     open_plan(parse_spec(changed(first, "policy")))
-    assert desk.get(first.id, "manifest").status_code == 404
+    assert desk.get(first.id, "manifest").status_code == 409
     shutil.rmtree(first.job.root)
     open_plan(first.job.spec)
     assert desk.get(first.id, "manifest").json()["complete"] is False

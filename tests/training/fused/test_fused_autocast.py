@@ -1,6 +1,7 @@
 """Mixed precision as trainers do it: the forward under autocast, the loss outside of it, the product as ever."""
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,16 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 from curator.training import Collator, Objective, WeightedTrainer
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator() -> Iterator[None]:
+    """Precision is a state of the whole process, which another test may have set."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def make_model() -> Any:
