@@ -30,7 +30,7 @@ $(VENV)/ready: pyproject.toml requirements.lock
 demo: setup ## Train a reference, score real text, keep 60% of its tokens, write dataset and report
 	$(BIN)/python examples/demo/run.py $(DEMO)
 
-check: setup ## Lint, types and quick tests: under two minutes
+check: setup ## Lint, types and quick tests, about three minutes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -55,7 +55,7 @@ soak: setup ## The long forms of the fault tests
 bench: bench-scoring ## Measure speed, memory and size; figures go to benchmarks/results/
 	for name in selection storage_size memory losses downloads service_load; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
-bench-efficacy: setup ## Do the weights help? Rho-1 in small; FULL=--full for all arms, SIZE=124m on a GPU
+bench-efficacy: setup ## Do the weights help? Rho-1 in small; FULL=--full for all arms, SIZE=4m-early, or 124m on a GPU
 	$(BIN)/python benchmarks/efficacy/run.py --size $(or $(SIZE),4m) $(FULL)
 
 bench-noise: setup ## Which token scores find noise? AUROC by policy and kind; MODELS=smollm2
