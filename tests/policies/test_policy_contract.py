@@ -130,18 +130,20 @@ def noise_of(columns):
             last += 1
         return sum(values[first : last + 1]) / (last - first + 1)
 
-    return [
-        math.nan
-        if math.isnan(surprise[t])
-        else min(mean(surprise, t, 12), mean(excess, t, 4), surprise[t] / 6) - 5 * repeated[t]
-        for t in range(len(surprise))
-    ]
+    def odds(token):
+        around = mean(excess, token, 4)
+        yield math.exp(-3.2 * mean(surprise, token, 12))
+        yield math.exp(2 - 3.7 * around)
+        yield math.exp(-0.8 * (excess[token] - around) - 0.2 * surprise[token])
+        yield math.exp(-1 + 6.7 * repeated[token])
+
+    return [math.nan if math.isnan(surprise[t]) else -math.log(sum(odds(t))) for t in range(len(surprise))]
 
 
 NOISE = {"kind": "noise"}
 
 
-def test_noise_is_the_worst_of_its_views_within_the_document():
+def test_noise_adds_the_odds_of_its_views_within_the_document():
     policy = POLICY.validate_python(NOISE)
     columns = columns_for(policy)
     for values in columns.values():
