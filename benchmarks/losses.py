@@ -1,6 +1,7 @@
 """Peak memory and speed of the losses at large vocabularies: full logits, our loss over logits, our fused loss.
 
     python benchmarks/losses.py                 # all cases, about twenty minutes on two cores
+    python benchmarks/losses.py --loss selective      # one of the losses; the other's results stay as they are
     python benchmarks/losses.py --quick         # small sizes, to see that it works
 
 One case is a forward and a backward from hidden states (B, T, H) and a head (V, H) to the gradients of both, in a
@@ -24,7 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,10 +131,10 @@ def run(case: dict[str, Any]) -> dict[str, float]:
     return result
 
 
-def compare(sizes: dict[str, Any]) -> list[dict[str, Any]]:
+def compare(losses: Sequence[str], sizes: dict[str, Any]) -> list[dict[str, Any]]:
     """All cases; each row has the three forms of one case and their ratios to the naive one."""
     rows = []
-    for loss, vocabulary, dtype, keep in itertools.product(LOSSES, sizes["vocabularies"], DTYPES, KEEPS):
+    for loss, vocabulary, dtype, keep in itertools.product(losses, sizes["vocabularies"], DTYPES, KEEPS):
         if (loss, keep) == ("selective", 1.0):
             continue  # nothing to select
         shared = {"loss": loss, "vocabulary": vocabulary, "dtype": dtype, "keep": keep}
@@ -167,6 +168,7 @@ def format_row(row: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes; writes no results")
+    parser.add_argument("--loss", choices=LOSSES, help="this one alone")
     parser.add_argument("--tokens", type=int, help="tokens of a batch")
     parser.add_argument("--hidden", type=int, help="hidden size")
     parser.add_argument("--case", help=argparse.SUPPRESS)
@@ -177,11 +179,18 @@ def main() -> None:
     sizes = dict(QUICK if arguments.quick else FULL)
     sizes |= {name: value for name in ("tokens", "hidden") if (value := getattr(arguments, name))}
     print(HEADER)
-    rows = compare(sizes)
+    losses = [arguments.loss] if arguments.loss else LOSSES
+    rows = compare(losses, sizes)
     if arguments.quick:
         return
     import torch
 
+    if arguments.loss:
+        before = json.loads(RESULTS.read_text())
+        if before["sizes"] != sizes:
+            sys.exit(f"{RESULTS} has other sizes, {before['sizes']}; run all losses")
+        rows += [row for row in before["rows"] if row["loss"] != arguments.loss]
+        rows.sort(key=lambda row: LOSSES.index(row["loss"]))
     about = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processor": platform.processor()}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps({"sizes": sizes, "machine": about, "rows": rows}, indent=1) + "\n")
