@@ -1,4 +1,4 @@
-"""What the tests of training a reference share: good texts, a small spec over them, a real curated dataset by hand."""
+"""What the tests of training a reference share: good texts, a spec, training by it, a real curated dataset by hand."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
+from curator.training import TrainSpec, train_reference
+from curator.training.reference.record import TrainResult
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +53,23 @@ def train_spec(tiny_llama: Path, good_texts: Path, tmp_path: Path, one_thread: N
         return {name: value for name, value in (spec | changes).items() if value is not None}
 
     return make
+
+
+@pytest.fixture
+def train() -> Callable[..., TrainResult]:
+    """Train as a user's spec says; Ctrl-C comes with the line that begins with `interrupt_at`."""
+
+    def train(
+        spec: dict[str, Any], say: Callable[[str], object] = lambda line: None, interrupt_at: str | None = None
+    ) -> TrainResult:
+        def listen(line: str) -> None:
+            say(line)
+            if interrupt_at is not None and line.startswith(interrupt_at):
+                raise KeyboardInterrupt
+
+        return train_reference(TrainSpec.model_validate(spec), listen)
+
+    return train
 
 
 @pytest.fixture

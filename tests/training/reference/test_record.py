@@ -18,14 +18,7 @@ from curator.training.reference.record import TrainResult, portable
 from curator.training.reference.staging import staging_of
 
 Make = Callable[..., dict[str, Any]]
-
-
-def train(spec: dict[str, Any], interrupt_at: str | None = None) -> TrainResult:
-    def say(line: str) -> None:
-        if interrupt_at is not None and line.startswith(interrupt_at):
-            raise KeyboardInterrupt
-
-    return train_reference(TrainSpec.model_validate(spec), say)
+Train = Callable[..., TrainResult]
 
 
 @pytest.fixture
@@ -39,7 +32,9 @@ def replace_weights(base: Path) -> None:
     save_file({name: 2 * w for name, w in weights.items()}, base / "model.safetensors", metadata={"format": "pt"})
 
 
-def test_a_base_whose_weights_were_replaced_is_another_base(train_spec: Make, base: Path, tmp_path: Path) -> None:
+def test_a_base_whose_weights_were_replaced_is_another_base(
+    train: Train, train_spec: Make, base: Path, tmp_path: Path
+) -> None:
     spec = train_spec(base=str(base), max_steps=1)
     result = train(spec)
     assert result.base_digest == inspect_checkpoint(str(base), None).weights_digest
@@ -55,7 +50,9 @@ def test_a_base_whose_weights_were_replaced_is_another_base(train_spec: Make, ba
     assert train(spec).base_digest is None, "an older record does not know it"
 
 
-def test_a_training_does_not_go_on_from_another_base(train_spec: Make, base: Path, tmp_path: Path) -> None:
+def test_a_training_does_not_go_on_from_another_base(
+    train: Train, train_spec: Make, base: Path, tmp_path: Path
+) -> None:
     spec = train_spec(base=str(base), max_steps=4, eval_every=1, run={"checkpoint_minutes": 1e-6})
     with pytest.raises(KeyboardInterrupt):
         train(spec, interrupt_at="step 3: held-out")
@@ -70,7 +67,7 @@ def test_a_training_does_not_go_on_from_another_base(train_spec: Make, base: Pat
 
 
 def test_the_commit_of_a_base_from_the_hub_is_recorded(
-    train_spec: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Train, train_spec: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "inspect_checkpoint", lambda *a: replace(inspect_checkpoint(*a), revision="c0ffee"))
     assert train(train_spec(max_steps=1)).base_revision == "c0ffee"
@@ -78,7 +75,9 @@ def test_the_commit_of_a_base_from_the_hub_is_recorded(
 
 
 @pytest.mark.parametrize("front", ["date: 2024-02-30", "a: [", "- 1", "license: 3"])
-def test_a_strange_card_beside_the_base_is_no_reason_to_fail(train_spec: Make, base: Path, front: str) -> None:
+def test_a_strange_card_beside_the_base_is_no_reason_to_fail(
+    train: Train, train_spec: Make, base: Path, front: str
+) -> None:
     (base / "README.md").write_text(f"---\nlicense: mit\n{front}\n---\n# Base\n")
     assert train(train_spec(base=str(base), max_steps=1)).steps == 1
 
@@ -96,7 +95,9 @@ def test_the_license_is_read_before_anything_is_trained(
     assert not any(line.startswith("training on") for line in lines)
 
 
-def test_a_tokenizer_that_is_not_the_bases_is_refused(train_spec: Make, base: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_that_is_not_the_bases_is_refused(
+    train: Train, train_spec: Make, base: Path, tmp_path: Path
+) -> None:
     same = str(base / "tokenizer.json")
     assert train(train_spec(tokens={"tokenizer": same}, max_steps=1)).steps == 1
     other = tmp_path / "other.json"
@@ -112,7 +113,7 @@ def test_a_tokenizer_that_is_not_the_bases_is_refused(train_spec: Make, base: Pa
 
 
 def test_relative_places_name_no_folder(
-    train_spec: Make, good_texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Train, train_spec: Make, good_texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "secret-data").mkdir()

@@ -14,21 +14,13 @@ import pytest
 import yaml
 
 from curator.errors import OutputError
-from curator.training import TrainSpec, train_reference
 from curator.training.reference.milestones import find_progress
 from curator.training.reference.record import TrainResult
 from curator.training.reference.staging import staging_of
 
 Make = Callable[..., dict[str, Any]]
+Train = Callable[..., TrainResult]
 OFTEN = {"checkpoint_minutes": 1e-6}
-
-
-def train(spec: dict[str, Any], interrupt_at: str | None = None) -> TrainResult:
-    def say(line: str) -> None:
-        if interrupt_at is not None and line.startswith(interrupt_at):
-            raise KeyboardInterrupt
-
-    return train_reference(TrainSpec.model_validate(spec), say)
 
 
 @pytest.mark.slow
@@ -41,7 +33,9 @@ def train(spec: dict[str, Any], interrupt_at: str | None = None) -> TrainResult:
     ],
     ids=["full", "lora with dropout", "early stopping"],
 )
-def test_a_resumed_run_ends_in_the_same_bytes(train_spec: Make, tmp_path: Path, change: dict[str, Any]) -> None:
+def test_a_resumed_run_ends_in_the_same_bytes(
+    train: Train, train_spec: Make, tmp_path: Path, change: dict[str, Any]
+) -> None:
     settings = {"max_steps": 6, "eval_every": 1, "keep_every": 2, **change}
     whole = train(train_spec(output=str(tmp_path / "whole"), **settings))
     spec = train_spec(output=str(tmp_path / "cut"), run=OFTEN, **settings)
@@ -60,7 +54,7 @@ def test_a_resumed_run_ends_in_the_same_bytes(train_spec: Make, tmp_path: Path, 
     assert not list(tmp_path.glob(".cut*")), "nothing is left beside the output"
 
 
-def test_only_the_same_spec_and_data_go_on(train_spec: Make, good_texts: Path, tmp_path: Path) -> None:
+def test_only_the_same_spec_and_data_go_on(train: Train, train_spec: Make, good_texts: Path, tmp_path: Path) -> None:
     texts = tmp_path / "texts.jsonl"
     texts.write_text(good_texts.read_text())
     corpus = {"kind": "jsonl", "uri": str(texts)}
@@ -76,7 +70,7 @@ def test_only_the_same_spec_and_data_go_on(train_spec: Make, good_texts: Path, t
     assert train(train_spec(**settings)).resumed_at == (2,), "nothing of that did harm"
 
 
-def test_a_save_that_was_cut_off_is_not_resumed_from(train_spec: Make, tmp_path: Path) -> None:
+def test_a_save_that_was_cut_off_is_not_resumed_from(train: Train, train_spec: Make, tmp_path: Path) -> None:
     settings = {"max_steps": 4, "eval_every": 1}
     spec = train_spec(run=OFTEN, **settings)
     with pytest.raises(KeyboardInterrupt):
@@ -87,13 +81,13 @@ def test_a_save_that_was_cut_off_is_not_resumed_from(train_spec: Make, tmp_path:
     assert train(spec).resumed_at == (2,)
 
 
-def test_what_cannot_be_resumed_leaves_nothing_behind(train_spec: Make, tmp_path: Path) -> None:
+def test_what_cannot_be_resumed_leaves_nothing_behind(train: Train, train_spec: Make, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(train_spec(max_steps=4, eval_every=1), interrupt_at="step 2: held-out")
     assert not list(tmp_path.glob(".reference*"))
 
 
-def test_two_do_not_train_the_same_output_at_once(train_spec: Make, tmp_path: Path) -> None:
+def test_two_do_not_train_the_same_output_at_once(train: Train, train_spec: Make, tmp_path: Path) -> None:
     root = staging_of(tmp_path / "reference").root
     root.mkdir()
     with open(root / "lock", "wb") as lock:
@@ -104,7 +98,7 @@ def test_two_do_not_train_the_same_output_at_once(train_spec: Make, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_killed_process_is_resumed_by_the_same_command(train_spec: Make, tmp_path: Path) -> None:
+def test_a_killed_process_is_resumed_by_the_same_command(train: Train, train_spec: Make, tmp_path: Path) -> None:
     settings = {"max_steps": 60, "eval_every": 20, "keep_checkpoints": [0.5]}
     whole = train(train_spec(output=str(tmp_path / "whole"), **settings))
     output = tmp_path / "killed"

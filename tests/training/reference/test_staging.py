@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from curator.errors import OutputError
-from curator.training import TrainSpec, train_reference
 from curator.training.reference.record import TrainResult
 from curator.training.reference.staging import (
     Staging,
@@ -20,14 +19,7 @@ from curator.training.reference.staging import (
 )
 
 Make = Callable[..., dict[str, Any]]
-
-
-def train(spec: dict[str, Any], interrupt_at: str | None = None) -> TrainResult:
-    def say(line: str) -> None:
-        if interrupt_at is not None and line.startswith(interrupt_at):
-            raise KeyboardInterrupt
-
-    return train_reference(TrainSpec.model_validate(spec), say)
+Train = Callable[..., TrainResult]
 
 
 def put_link(folder: Path, thesis: Path) -> None:
@@ -73,7 +65,7 @@ def test_what_no_training_made_is_refused_and_left_alone(
     assert {str(path): path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
 
 
-def test_a_training_refuses_a_staging_folder_that_is_a_link(train_spec: Make, tmp_path: Path) -> None:
+def test_a_training_refuses_a_staging_folder_that_is_a_link(train: Train, train_spec: Make, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "thesis.tex").write_text("years of work")
@@ -103,7 +95,7 @@ class Killed(BaseException):
 
 @pytest.mark.slow
 def test_a_publication_that_was_cut_off_is_made_good(
-    train_spec: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Train, train_spec: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"max_steps": 6, "eval_every": 1, "keep_every": 2}
     whole = train(train_spec(output=str(tmp_path / "whole"), **settings))
