@@ -11,14 +11,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers.utils import logging
 
-from curator.errors import TrainingError
+from curator.errors import CuratorError, TrainingError
+from curator.scorers.checkpoint import Checkpoint
 from curator.tokens.sources import find_tokenizer
 
 if TYPE_CHECKING:
     from curator.training.reference.spec import TrainSpec
 
 _NAMED = 3
+_MOST_TIED = 2.0
+"""A head that is tied to the embedding is stored once; it is never more than half of a model."""
+_STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class Base(NamedTuple):
@@ -29,31 +34,65 @@ class Base(NamedTuple):
     unused: tuple[str, ...] = ()
 
 
-def load_base(spec: "TrainSpec") -> Base:
+def load_base(spec: "TrainSpec", checkpoint: Checkpoint) -> Base:
     """Load a causal language model; never runs code that lies beside the weights, never unpickles.
 
+    What its config describes is compared with what its weight files hold before any of it is allocated.
+
+    Args:
+        spec: names the base.
+        checkpoint: what its headers say.
+
     Raises:
-        TrainingError: files that are missing, damaged or not of one model, or weights that do not cover all of it.
+        TrainingError: files that are missing, damaged, quantized or not of one model, or weights that do not cover all
+            of it.
     """
     source = _locate(spec)
+    with _saying_what_is_wrong(spec):
+        config = AutoConfig.from_pretrained(**source, trust_remote_code=False)
+        with _quietly():
+            if "gguf_file" in source:
+                _check_size(config, checkpoint, spec)
+            else:
+                _check_plain(config, spec)
+                _check_complete(*_load(source, device_map="meta"), spec)
+        model, found = _load(source)
+        _check_complete(model, found, spec)
+        if "gguf_file" not in source:  # of which the tokenizer was read before, and takes seconds
+            AutoTokenizer.from_pretrained(**source, trust_remote_code=False)  # now, not when all is trained
+    saved_dtype = config.dtype or _STORED.get(checkpoint.stored_type) or choose_dtype(spec.dtype)
+    return Base(model, saved_dtype, tuple(sorted(found["unexpected_keys"])))
+
+
+def _load(source: dict[str, Any], **options: Any) -> tuple[Any, dict[str, Any]]:
+    """The model, and what was found amiss; sizes that do not fit are let through, for `_check_complete` to name."""
     weights: dict[str, Any] = {"use_safetensors": True}
     if "gguf_file" in source:
         weights = {"quantization_config": GgufConfig(dequantize=True)}
-    with _saying_what_is_wrong(spec):
-        config = AutoConfig.from_pretrained(**source, trust_remote_code=False)
-        # Sizes that do not fit are let through only to be refused by name below.
-        model, found = AutoModelForCausalLM.from_pretrained(
-            **source,
-            **weights,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-        if "gguf_file" not in source:  # of which the tokenizer was read before, and takes seconds
-            AutoTokenizer.from_pretrained(**source, trust_remote_code=False)  # now, not when all is trained
-    _check_complete(model, found, spec)
-    return Base(model, config.dtype or choose_dtype(spec.dtype), tuple(sorted(found["unexpected_keys"])))
+    model, found = AutoModelForCausalLM.from_pretrained(
+        **source,
+        **weights,
+        **options,
+        dtype=torch.float32,
+        trust_remote_code=False,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    return model, found
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """What the library says of a model is said when it is really loaded."""
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
 
 
 @contextmanager
@@ -61,7 +100,7 @@ def _saying_what_is_wrong(spec: "TrainSpec") -> Iterator[None]:
     """What the library raises over files that it was not made for has every type: KeyError, ZeroDivisionError, ..."""
     try:
         yield
-    except MemoryError:
+    except (CuratorError, MemoryError):
         raise
     except Exception as error:
         first = (str(error).splitlines() or [""])[0].rstrip(".:")
@@ -71,6 +110,28 @@ def _saying_what_is_wrong(spec: "TrainSpec") -> Iterator[None]:
             f"base {spec.base!r} cannot be loaded ({reason}); name a hub model, a directory with config.json, "
             "tokenizer and safetensors, or a .gguf file, and fetch it again if it is damaged"
         ) from error
+
+
+def _check_plain(config: Any, spec: "TrainSpec") -> None:
+    quantized = getattr(config, "quantization_config", None)
+    if quantized is not None:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else None
+        raise TrainingError(
+            f"base {spec.base!r} is quantized ({method or 'quantization_config in config.json'}), and a reference is "
+            "trained from whole weights; name the model that it was made from"
+        )
+
+
+def _check_size(config: Any, checkpoint: Checkpoint, spec: "TrainSpec") -> None:
+    """Refuse a .gguf file whose metadata describe far more than it holds; its tensors have other names."""
+    with torch.device("meta"):
+        described = AutoModelForCausalLM.from_config(config).num_parameters()
+    held = checkpoint.parameters
+    if held is not None and described > _MOST_TIED * held:
+        raise TrainingError(
+            f"base {spec.base!r} holds {held:,} weights, and its metadata describe a model of {described:,}; fetch it "
+            "again, or name another base"
+        )
 
 
 def _check_complete(model: Any, found: dict[str, Any], spec: "TrainSpec") -> None:

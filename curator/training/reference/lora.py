@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import set_seed
+from transformers.pytorch_utils import Conv1D
 
 from curator.errors import TrainingError
 from curator.training.reference.spec import LoraOptions
@@ -19,7 +20,7 @@ def add_adapter(model: Any, options: LoraOptions, seed: int) -> Any:
     """Freeze a model and put adapters beside its layers.
 
     Raises:
-        TrainingError: peft is missing, or the model has no such layers.
+        TrainingError: peft is missing, or the model has no such layers, or ones that share their weights.
     """
     try:
         from peft import LoraConfig, TaskType, get_peft_model
@@ -33,17 +34,33 @@ def add_adapter(model: Any, options: LoraOptions, seed: int) -> Any:
         target_modules=targets if isinstance(targets, str) else list(targets),
         task_type=TaskType.CAUSAL_LM,
     )
+    _check_untied(model, targets)
     set_seed(seed)
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
-        names = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear)})
+        linear = (nn.Linear, Conv1D)
+        names = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, linear)})
         raise TrainingError(
             f"lora.target_modules: {targets!r} does not fit this base ({str(error).splitlines()[0]}); its linear "
             f"layers end in {', '.join(names)}"
         ) from error
     config.base_model_name_or_path = None  # with a name, peft asks the hub about it whenever a checkpoint is saved
     return adapted
+
+
+def _check_untied(model: Any, targets: str | tuple[str, ...]) -> None:
+    """Refuse an adapter on a head that is the embedding, too: folded in, it would change both."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if isinstance(targets, str) or head is None or head.weight is not embedding.weight:
+        return
+    for name, part in model.named_modules():
+        named = [target for target in targets if name == target or name.endswith(f".{target}")]
+        if part in (head, embedding) and named:
+            raise TrainingError(
+                f"lora.target_modules: {named[0]!r} shares its weights with another layer in this base (its output "
+                "head is its embedding), so an adapter cannot be merged into it alone; leave it out, or use method full"
+            )
 
 
 def is_adapted(model: Any) -> bool:

@@ -200,7 +200,7 @@ def _train(spec: TrainSpec, given: _Given, staging: Staging, output: Path, say: 
 
     licensed = find_license(spec)
     identified = spec.model_copy(update={"revision": given.base.revision or spec.revision})
-    base = load_base(identified)
+    base = load_base(identified, given.base)
     if base.unused:
         some = ", ".join(base.unused[:_NAMED]) + (", ..." if len(base.unused) > _NAMED else "")
         say(f"{len(base.unused):,} weights of the base are not used by {type(base.model).__name__}: {some}")

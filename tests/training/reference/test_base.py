@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from curator.errors import TokenizerError, TrainingError
+from curator.scorers.checkpoint import Checkpoint
 from curator.training import TrainSpec, train_reference
 
 Make = Callable[..., dict[str, Any]]
@@ -72,6 +73,14 @@ INCOMPLETE = {
         change_config(intermediate_size=80),
         r"has model\.layers\.0\.mlp\.down_proj\.weight of shape \(32, 64\) for \(32, 80\), .* and 3 more",
     ),
+    "more than any memory": (
+        change_config(intermediate_size=1 << 40),
+        r"has model\.layers\.0\.mlp\.down_proj\.weight of shape \(32, 64\) for \(32, 1099511627776\), .* and 3 more",
+    ),
+    "a quantized model": (
+        change_config(quantization_config={"quant_method": "fp8"}),
+        r"is quantized \(fp8\), and .*name the model that it was made from",
+    ),
 }
 
 
@@ -130,3 +139,22 @@ def test_a_tied_head_is_not_missing_and_weights_that_are_left_over_are_said(
     spec = train_spec(base=str(copy_of(tie)), max_steps=1)
     assert train_reference(TrainSpec.model_validate(spec), lines.append).steps == 1
     assert "9 weights of the base are not used by LlamaForCausalLM: model.layers.1." in "\n".join(lines)
+
+
+@pytest.mark.slow
+def test_a_gguf_file_that_describes_far_more_than_it_holds_is_refused_before_it_is_loaded(smollm2_gguf: Path) -> None:
+    from curator.training.reference.checkpoint_files import load_base
+
+    spec = TrainSpec(base=str(smollm2_gguf), dataset="unused", output="unused")
+    held = Checkpoint(revision=None, weights_digest="", stored_type="Q4_1", parameters=60_000_000, context=None)
+    with pytest.raises(TrainingError, match=r"holds 60,000,000 weights, and its metadata describe a model of 134,515"):
+        load_base(spec, held)
+
+
+def test_a_base_whose_config_names_no_type_keeps_that_of_its_weights(
+    train_spec: Make, copy_of: Callable[[Damage], Path], tmp_path: Path
+) -> None:
+    base = copy_of(change_config(dtype=None))
+    train_reference(TrainSpec.model_validate(train_spec(base=str(base), max_steps=1, dtype="bfloat16")), lambda _: None)
+    weights = load_file(tmp_path / "reference" / "model.safetensors").values()
+    assert {str(weight.dtype) for weight in weights} == {"torch.float32"}
