@@ -55,7 +55,7 @@ soak: setup ## The long forms of the fault tests
 bench: bench-scoring ## Measure speed, memory and size; figures go to benchmarks/results/
 	for name in selection storage_size memory losses downloads service_load; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
-bench-efficacy: setup ## Do the weights help? Rho-1 in small; FULL=--full for all arms, SIZE=4m-early, or 124m on a GPU
+bench-efficacy: setup ## Do the weights help? Rho-1 in small; FULL=--full for all arms, SIZE=124m on a GPU
 	$(BIN)/python benchmarks/efficacy/run.py --size $(or $(SIZE),4m) $(FULL)
 
 bench-noise: setup ## Which token scores find noise? AUROC by policy and kind; MODELS=smollm2

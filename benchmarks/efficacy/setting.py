@@ -18,7 +18,7 @@ class Size:
     Attributes:
         step_tokens: positions of one optimiser step.
         base_tokens: positions that the base is trained on, at most two passes over its part of the mix.
-        base_decay: last share of the base's training, in which its rate falls to 0; 0 = it was stopped on the way.
+        base_decay: last share of the base's training, in which its rate falls to 0.
         steps: optimiser steps of every arm.
         retain_documents: of held-out mix, which the base's training is watched on.
         guard_documents: those of them that every arm is measured on at each look.
@@ -52,11 +52,9 @@ class Size:
         )  # fmt: skip
 
 
-# Of a trained base and of one early in its training, where all tokens still help.
 SIZES = {
     "smoke": Size(64, 2, 2, 172, 1024, 128, 1024, 200_000, 3e-3, 0.7, 2e-3, 20, 1e-3, 20, 10, 10),
     "4m": Size(224, 6, 7, 608, 4096, 256, 2048, 12_000_000, 2e-3, 0.7, 5e-4, 300, 1e-4, 300, 150, 50),
-    "4m-early": Size(224, 6, 7, 608, 4096, 256, 2048, 2_000_000, 1e-3, 0.0, 5e-4, 300, 1e-3, 300, 150, 50),
     "124m": Size(768, 12, 12, 2048, 16384, 1024, 65_536, 400_000_000, 6e-4, 0.7, 1e-4, 1000, 1e-4, 1319, 300, 300),
 }
 

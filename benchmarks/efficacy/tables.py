@@ -4,9 +4,10 @@
 data unselected, had the lowest loss of its whole curve with those after which an arm has that loss, too: a rival that
 stops gaining half-way is not charged for the rest, and one that gains nothing is no goal. "With scoring" adds a third
 of a position (a forward pass is a third of a training step's work) for each model that has to score a token: of what is
-forwarded until then, and of the whole run. Tuning the reference, which serves any number of models and corpora, is not
-in it. Intervals are over seeds, which change the order of the data alone: base, reference and test documents are the
-same for all.
+forwarded until then, and of the whole run. Where the rival gains nothing there is still the loss that it ends with, and
+`positions_to_rivals_last` after which an arm has that: 0 if the rival ends above where both began. Tuning the
+reference, which serves any number of models and corpora, is not in it. Intervals are over seeds, which change the order
+of the data alone: base, reference and test documents are the same for all.
 """
 
 import json
@@ -118,6 +119,7 @@ def _row(runs: list[Run], everything: list[Run], rivals: list[Run]) -> dict[str,
         "retain": interval([final(run, "retain") for run in runs]),
         "gain_over_start": interval([run["curve"]["0"]["target"] - final(run) for run in runs]),
         "gain_over_all": _gain(everything, runs), "gain_over_unselected": _gain(rivals, runs),
+        "positions_to_rivals_last": [_positions_to(run, final(rival)) for run, rival in zip(runs, rivals, strict=True)],
         **_times_fewer(runs, rivals),
         "kept_share": round(float(np.mean([run["kept_share"] for run in runs])), 4),
         "good_share": round(float(np.mean([run["good_share"] for run in runs])), 4),
@@ -129,6 +131,11 @@ def _row(runs: list[Run], everything: list[Run], rivals: list[Run]) -> dict[str,
 
 def _gain(others: list[Run], runs: list[Run]) -> Interval:
     return interval([final(other) - final(run) for other, run in zip(others, runs, strict=True)])
+
+
+def _positions_to(run: Run, goal: float) -> int | None:
+    reached = 0.0 if run["curve"]["0"]["target"] <= goal else tokens_to_reach(run, goal)
+    return None if reached is None else round(reached)
 
 
 def _times_fewer(runs: list[Run], rivals: list[Run]) -> dict[str, list[float]]:

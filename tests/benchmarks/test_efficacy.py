@@ -63,6 +63,15 @@ def test_a_rival_that_gains_nothing_is_no_goal(tmp_path: Path) -> None:
     assert rows["excess60"]["times_fewer_tokens"] == []
 
 
+def test_the_loss_that_a_rival_ends_with_is_met_before_the_start_on_the_way_or_never(tmp_path: Path) -> None:
+    ends = {5.1: [0], 4.5: [500], 3.0: [None]}
+    for number, (loss, positions) in enumerate(ends.items()):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        rows = summary_of(folder, run_of(5.0, 4.9, loss, arm="all"), run_of(5.0, 4.0, 3.5))["arms"]
+        assert rows["excess60"]["positions_to_rivals_last"] == positions
+
+
 def test_every_arm_is_compared_with_its_own_data() -> None:
     assert tables.rival_of("excess60_good") == tables.rival_of("random60_good") == "all_good"
     assert tables.rival_of("excess60") == tables.rival_of("online60") == "all"
