@@ -1,6 +1,6 @@
 """Which token scores find noise? AUROC of each policy's scores by kind of noise (`make bench-noise`).
 
-    python benchmarks/efficacy/noise.py [--models 4m] [--documents 300]
+    python benchmarks/efficacy/noise.py [--models 4m] [--documents 300] [--shares 0.05 0.1 0.2 0.4]
 
 Clean text is the target's test set, which no model has seen; noise of five kinds is put into it (inject.py), everything
 is scored by `curator run` under two models, which are made if they are not there, and every policy scores the tokens.
@@ -15,7 +15,7 @@ import argparse
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -95,27 +95,27 @@ def prepare_models(setting: Setting) -> tuple[dict[str, Any], dict[str, Any]]:
     return {"reference": {"model": "reference"}, "base": {"model": base}}, facts
 
 
-def make_corpus(setting: Setting, documents: int) -> dict[str, Noisy]:
+def make_corpus(setting: Setting, documents: int, shares: Sequence[float]) -> dict[str, Noisy]:
     """Every kind at every share, in copies of the same documents; the rows' source is kind and share."""
     clean = [row["text"] for row in read_rows(setting.path("target_test.jsonl"))][-documents:]
     foreign = [row["text"] for row in read_rows(setting.path("retain.jsonl")) if row["source"] in FOREIGN]
     noisy, rows = {}, []
     for kind in KINDS:
-        for share in SHARES:
+        for share in shares:
             for number, made in enumerate(inject(kind, clean, share, foreign, SEED)):
                 name = f"{kind}-{share}-{number}"
                 noisy[name] = made
                 rows.append({"id": name, "source": f"{kind}-{share}", "text": made.text})
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    path = setting.path(f"{name_of(documents)}.jsonl")
+    path = setting.path(f"{name_of(documents, shares)}.jsonl")
     if not path.exists() or path.read_text("utf-8") != text:  # a rewritten file would count as another corpus
         path.write_text(text, encoding="utf-8")
     return noisy
 
 
-def name_of(documents: int) -> str:
+def name_of(documents: int, shares: Sequence[float]) -> str:
     """Of the corpus, its spec and its data set."""
-    return f"noisy-{documents}"
+    return "-".join(["noisy", str(documents), *(str(share) for share in shares if tuple(shares) != SHARES)])
 
 
 def score(setting: Setting, models: dict[str, Any], name: str) -> None:
@@ -132,7 +132,7 @@ def score(setting: Setting, models: dict[str, Any], name: str) -> None:
 def measure(scored: dict[str, tuple[Columns, np.ndarray]]) -> dict[str, dict[str, dict[str, float]]]:
     """AUROC by share, score and kind; kinds are averaged under "mean"."""
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for share in SHARES:
+    for share in sorted({float(source.rpartition("-")[2]) for source in scored}):
         rows = found[str(share)] = {}
         for name, score in SCORES.items():
             rows[name] = {kind: round(_measure_one(score, *scored[f"{kind}-{share}"]), 4) for kind in KINDS}
@@ -176,9 +176,10 @@ def as_markdown(found: dict[str, dict[str, dict[str, float]]]) -> str:
     lines = ["| AUROC at 20% noise | " + " | ".join(KINDS) + " | mean |", "|---|" + "---:|" * (len(KINDS) + 1)]
     for name, values in found[str(MAIN_SHARE)].items():
         lines.append(f"| {name} | " + " | ".join(f"{value:.3f}" for value in values.values()) + " |")
-    lines += ["", "| mean AUROC at | " + " | ".join(f"{share:.0%}" for share in SHARES) + " |", "|---|" + "---:|" * 4]
+    lines += ["", "| mean AUROC at | " + " | ".join(f"{float(share):.0%}" for share in found) + " |"]
+    lines.append("|---|" + "---:|" * len(found))
     for name in SCORES:
-        lines.append(f"| {name} | " + " | ".join(f"{found[str(share)][name]['mean']:.3f}" for share in SHARES) + " |")
+        lines.append(f"| {name} | " + " | ".join(f"{rows[name]['mean']:.3f}" for rows in found.values()) + " |")
     return "\n".join(lines)
 
 
@@ -186,19 +187,25 @@ def main() -> None:
     """Prepare what is not there, make noise, score, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", choices=[*SIZES, SMOLLM2], default="4m")
-    parser.add_argument("--documents", type=int, default=300)
+    parser.add_argument("--documents", type=int, help="the last of the test set [default: 300, of smollm2 100]")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "efficacy")
+    parser.add_argument("--shares", type=float, nargs="+", choices=SHARES, help="[default: all, of smollm2 0.2]")
     options = parser.parse_args()
+    documents = options.documents or (100 if options.models == SMOLLM2 else 300)
+    shares = options.shares or ((MAIN_SHARE,) if options.models == SMOLLM2 else SHARES)
+    if MAIN_SHARE not in shares:
+        parser.error(f"--shares needs {MAIN_SHARE}, which the table is of")
     setting = Setting(options.models, options.data.resolve(), options.folder.resolve() / options.models)
     models, facts = prepare_models(setting)
-    noisy = make_corpus(setting, options.documents)
-    score(setting, models, name_of(options.documents))
-    scored = read(setting, name_of(options.documents), noisy)
+    noisy = make_corpus(setting, documents, shares)
+    name = name_of(documents, shares)
+    score(setting, models, name)
+    scored = read(setting, name, noisy)
     tokens = {source: int((labels_T >= 0).sum()) for source, (_, labels_T) in scored.items()}
     found = measure(scored)
     results = {
-        "setting": facts, "documents": options.documents, "seed": SEED, "tokens": tokens, "auroc": found,
+        "setting": facts, "documents": documents, "seed": SEED, "tokens": tokens, "auroc": found,
     }  # fmt: skip
     path = ROOT / "benchmarks" / "results" / f"noise-{options.models}.json"
     path.write_text(json.dumps(results, indent=1) + "\n")
