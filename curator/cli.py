@@ -169,16 +169,25 @@ def export(
 
 
 @app.command()
-def schema() -> None:
-    """Print the JSON schema of a spec."""
+def schema(
+    kind: Annotated[str, typer.Option(help="of which spec: curate, or train_reference")] = "curate",
+) -> None:
+    """Print the JSON schema of a spec: every setting, what it means, its default."""
     from curator.spec import CurationSpec
+    from curator.training.reference.spec import TrainSpec
 
-    print(json.dumps(CurationSpec.model_json_schema(), indent=2))
+    specs = {"curate": CurationSpec, "train_reference": TrainSpec}
+    if kind not in specs:
+        raise typer.BadParameter(f"{kind!r} is no kind of spec; use {' or '.join(specs)}")
+    print(json.dumps(specs[kind].model_json_schema(), indent=2))
 
 
 @app.command()
 def train_reference(spec: SpecPath) -> None:
-    """Fine-tune a base model on good data into a reference directory."""
+    """Fine-tune a base model on good data into a reference directory; goes on where it was interrupted.
+
+    `curator schema --kind train_reference` prints the settings.
+    """
     from pydantic import TypeAdapter
 
     from curator.spec import read_mapping, validate

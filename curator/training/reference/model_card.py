@@ -88,6 +88,9 @@ def _facts(result: TrainResult) -> dict[str, str]:
     ended = f"; ended by {result.ended_by}" if result.ended_by else ""
     published = result.published_step
     chosen = f"; these are the weights of step {published:,}" if published not in (None, result.steps) else ""
+    falling = "falling to 0 along a cosine"
+    if result.ended_by == "patience":
+        falling = "falling along a cosine that early stopping cut off"
     facts = {
         "base": f"`{name_or_last_part(spec.base)}`" + (f" at `{revision}`" if revision else ""),
         "weights of the base": f"`{result.base_digest}`",
@@ -95,7 +98,7 @@ def _facts(result: TrainResult) -> dict[str, str]:
         "data digest": f"`{result.data_digest}`",
         "method": _describe_method(spec),
         "training": f"{result.steps:,} steps, {result.trained_tokens:,} tokens, {result.seconds:,.0f} s{ended}{chosen}",
-        "learning rate": f"{spec.learning_rate:g}, falling to 0 along a cosine",
+        "learning rate": f"{spec.learning_rate:g}, {falling}",
         "held-out loss (nats)": held,
     }
     if result.checkpoints:

@@ -55,6 +55,7 @@ def test_a_run_that_gets_worse_ends_and_publishes_its_best_step(train_spec: Make
     assert held_out_loss(tmp_path / "reference", spec) == pytest.approx(losses[best], rel=1e-4)
     card = (tmp_path / "reference" / "README.md").read_text()
     assert "ended by patience" in card and f"weights of step {best}" in card
+    assert "falling along a cosine that early stopping cut off" in card and "falling to 0" not in card
 
 
 def test_without_patience_the_run_goes_on_and_the_best_step_is_published_all_the_same(

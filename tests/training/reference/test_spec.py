@@ -1,5 +1,6 @@
 """What a training spec may say, and what is said of one that contradicts itself."""
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,9 @@ from typing import Any
 
 import pytest
 from pydantic import TypeAdapter
+from typer.testing import CliRunner
 
+from curator.cli import app
 from curator.errors import SpecError
 from curator.spec import read_mapping, validate
 from curator.training import TrainSpec
@@ -75,3 +78,11 @@ def test_the_examples_are_sound(path: Path) -> None:
 
 def test_there_is_an_example_for_each_use() -> None:
     assert len(list(EXAMPLES.glob("train-reference*.yaml"))) >= 3
+
+
+def test_the_command_prints_every_setting() -> None:
+    runner = CliRunner()
+    shown = runner.invoke(app, ["schema", "--kind", "train_reference"])
+    assert shown.exit_code == 0 and json.loads(shown.output)["properties"].keys() == TrainSpec.model_fields.keys()
+    refused = runner.invoke(app, ["schema", "--kind", "nothing"])
+    assert refused.exit_code == 2 and "train_reference" in refused.output
