@@ -26,7 +26,7 @@ from curator.training.reference.milestones import (
     write_progress,
 )
 from curator.training.reference.staging import Staging
-from curator.training.reference.writing import remove, written
+from curator.training.reference.writing import flush, remove, written
 
 if TYPE_CHECKING:
     from curator.training.reference.spec import Say, TrainSpec
@@ -108,6 +108,8 @@ class Course(TrainerCallback):  # type: ignore[misc]
         self.progress = self._now()
         if distributed.is_main():
             with written(resume_folder(self.staging.resume, self.progress.step)):
+                if self.best is not None:
+                    flush(self._best_file(self.best.step))
                 write_progress(self.staging.resume, self.progress)
             for file in self.staging.best.glob("*.safetensors"):
                 if self.best is None or file != self._best_file(self.best.step):
@@ -193,6 +195,7 @@ class Course(TrainerCallback):  # type: ignore[misc]
             with written(draft):
                 draft.mkdir(parents=True)
                 self.write_copy(draft)
+                flush(draft)
                 draft.rename(place)
         kept = KeptCheckpoint(step=step, folder=f"checkpoints/{name}", trained_tokens=self.report.tokens)
         self.progress = self.progress.model_copy(update={"kept": (*self.progress.kept, kept), "shares_passed": passed})

@@ -1,8 +1,8 @@
 """What a training run has reached: its measurements, the copies it kept, and the places from which it can go on.
 
 A resume point is a folder `checkpoint-N` of the HF Trainer with our `progress.json` in it. That file is written last
-and at once, so a folder without it is a save that was cut off, and is never resumed from; one whose file says anything
-but how step N stood is damaged, and nothing is done about it but to say so.
+and at once, with the rest on the disk, so a folder without it is a save that was cut off, and is never resumed from;
+one whose file says anything but how step N stood is damaged, and nothing is done about it but to say so.
 """
 
 import os
@@ -14,7 +14,7 @@ from pydantic import Field
 
 from curator.data import StrictModel
 from curator.errors import CuratorError, OutputError
-from curator.training.reference.writing import remove
+from curator.training.reference.writing import flush, remove
 
 PROGRESS = "progress.json"
 _PREFIX = "checkpoint-"
@@ -54,11 +54,13 @@ def resume_folder(folder: Path, step: int) -> Path:
 
 
 def write_progress(folder: Path, progress: Progress) -> None:
-    """Complete the resume point of `progress.step`, and remove all earlier ones."""
+    """Complete the resume point of `progress.step`, and remove all earlier ones when it is on the disk."""
     place = resume_folder(folder, progress.step)
     draft = place / (PROGRESS + ".draft")
     draft.write_text(progress.model_dump_json(), encoding="utf-8")
+    flush(place)
     os.replace(draft, place / PROGRESS)
+    flush(folder)
     for other in folder.glob(_PREFIX + "*"):
         if other != place:
             remove(other)

@@ -1,5 +1,6 @@
 """Writing to a disk that may be full, or that may not be written: whole, or not at all and with one clear error."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,21 @@ def written(place: Path) -> Iterator[None]:
             raise
         remove(place)
         raise cannot_write(place, error) from error
+
+
+def flush(place: Path) -> None:
+    """Bring a file, or a folder with all that is in it, to the disk, as a crash of the machine may be next."""
+    is_folder = place.is_dir()
+    for entry in place.iterdir() if is_folder else ():
+        flush(entry)
+    descriptor = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not is_folder:  # some network storage knows no such thing as a folder's own contents
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def cannot_write(place: Path, error: Exception) -> OutputError:

@@ -1,6 +1,8 @@
 """A disk that is full, and resume points that it has damaged: one clear error each, and what was reached is kept."""
 
+import errno
 import json
+import os
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -77,6 +79,25 @@ def test_a_disk_that_fills_along_the_way_costs_nothing_that_was_reached(train_sp
     result = train(spec, lines.append)
     assert result.resumed_at == (3,) and [kept.step for kept in result.checkpoints] == [2, 4, 6]
     assert "1 kept copies of later steps are made again" in lines
+
+
+def test_an_earlier_resume_point_goes_when_the_new_one_is_on_the_disk(
+    train_spec: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many a disk says only when it is flushed that it has not kept what was written."""
+    flush = os.fsync
+
+    def fail_at_step_3(descriptor: int) -> None:
+        if "checkpoint-3" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        flush(descriptor)
+
+    spec = train_spec(max_steps=4, run=OFTEN)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fail_at_step_3)
+        with pytest.raises(OutputError, match=r"checkpoint-3' cannot be written \(Input/output error\)"):
+            train(spec)
+    assert train(spec).resumed_at == (2,)
 
 
 def interrupted(spec: dict[str, Any]) -> Staging:
