@@ -26,7 +26,7 @@ from curator.manifest import MANIFEST, Manifest, ShardEntry, read_manifest
 from curator.places import explained
 from curator.spec import validate
 from curator.tokens.tokenizer import TokensConfig, load_tokenizer
-from curator.training.epochs import Row, read_epoch, read_rows
+from curator.training.epochs import Row, open_shard, read_epoch, read_rows
 from curator.training.packing import pack
 
 RECORD, GUIDE = "export.json", "README.md"
@@ -169,14 +169,7 @@ def _read(root: str, shards: list[ShardEntry], seed: int | None) -> Iterator[_Na
 
 def _read_in_order(root: str, shard: ShardEntry) -> Iterator[_NamedRow]:
     """A shard's rows as they lie, a row group at a time."""
-    uri = storage.join(root, shard.file)
-    with explained("read", uri), storage.open_read(uri) as file:
-        parquet = tables.open_parquet(file)
-        if parquet.metadata.num_rows != shard.rows:
-            raise OutputError(
-                f"{shard.file} has {parquet.metadata.num_rows} rows, the manifest says {shard.rows}; find out with "
-                "`curator verify`"
-            )
+    with open_shard(root, shard) as parquet:
         for group in range(parquet.metadata.num_row_groups):
             yield from read_rows(parquet, [group], np.arange(parquet.metadata.row_group(group).num_rows), shard)
 

@@ -5,15 +5,14 @@ what is asked for and by which rank; `training/curated_dataset.py` reads.
 """
 
 import os
-from typing import Any, get_args
+from typing import get_args
 
-import numpy as np
 import torch
 
 from curator import storage
 from curator.errors import OutputError, TrainingError
 from curator.manifest import read_manifest
-from curator.training.curated_dataset import CuratedDataset, RowChoice
+from curator.training.curated_dataset import CuratedDataset, RowChoice, check_whole
 
 
 def load(
@@ -32,8 +31,8 @@ def load(
             of exactly that many tokens (see `CuratedDataset`).
         seed: of the shuffle.
         rank: this process among `world_size`. By default both come from torch.distributed if it is initialised, else
-            from RANK and WORLD_SIZE, else 0 of 1. What splits iterable datasets by itself (a loader that went through
-            `accelerate.prepare`) needs 0 and 1; `WeightedTrainer` splits this one anew, whatever is given here.
+            from RANK and WORLD_SIZE together, else 0 of 1. What splits iterable datasets by itself (a loader that went
+            through `accelerate.prepare`) needs 0 and 1; `WeightedTrainer` splits this one anew, whatever is given here.
         world_size: number of processes that share the dataset.
         rows: "kept" leaves out rows without a kept token, "scored" only those without a scored one, whatever their
             weights: online selection (`Objective(keep=...)`) ranks all scored tokens.
@@ -43,8 +42,8 @@ def load(
         TrainingError: an argument is out of range, or no token is kept.
     """
     if sequence_length is not None:
-        _check_whole("sequence_length", sequence_length, 2, ": two tokens are needed to learn one")
-    _check_whole("seed", seed, 0)
+        sequence_length = check_whole("sequence_length", sequence_length, 2, ": two tokens are needed to learn one")
+    seed = check_whole("seed", seed, 0)
     if rows not in get_args(RowChoice):
         raise TrainingError(f"rows={rows!r}; use one of {', '.join(get_args(RowChoice))}")
     rank, world_size = _find_rank(rank, world_size)
@@ -60,11 +59,6 @@ def load(
     return CuratedDataset(root, manifest, sequence_length, seed, rank, world_size, rows)
 
 
-def _check_whole(name: str, value: Any, least: int, reason: str = "") -> None:
-    if not isinstance(value, int | np.integer) or value < least:
-        raise TrainingError(f"{name}={value!r}; use a whole number of at least {least}{reason}")
-
-
 def _find_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
     if (rank is None) != (world_size is None):
         raise TrainingError(f"rank={rank} with world_size={world_size}; give both or neither")
@@ -73,8 +67,12 @@ def _find_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
             rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         else:
             rank, world_size = _read_environment("RANK", 0), _read_environment("WORLD_SIZE", 1)
-    _check_whole("rank", rank, 0)
-    _check_whole("world_size", world_size, 1)
+            if world_size != 1 and "RANK" not in os.environ:
+                raise TrainingError(
+                    f"the environment has WORLD_SIZE={world_size} and no RANK, so every process would read the rows of "
+                    "rank 0; pass rank and world_size (in Lightning use curator.training.CuratedDataModule)"
+                )
+    rank, world_size = check_whole("rank", rank, 0), check_whole("world_size", world_size, 1)
     if rank >= world_size:
         raise TrainingError(f"rank={rank} is not one of 0..{world_size - 1}; check RANK and WORLD_SIZE")
     return rank, world_size

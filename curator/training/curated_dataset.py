@@ -72,7 +72,7 @@ class CuratedDataset(IterableDataset[dict[str, Any]]):
         super().__init__()
         self._root, self._manifest = root, manifest
         self._shards = sorted(manifest.shards, key=lambda shard: shard.number)
-        self._layout = {
+        self._layout: dict[str, Any] = {
             "dataset": hashlib.sha256("".join(shard.sha256 for shard in self._shards).encode()).hexdigest(),
             "sequence_length": sequence_length,
             "seed": seed,
@@ -92,12 +92,28 @@ class CuratedDataset(IterableDataset[dict[str, Any]]):
         self._loaded = 0
         self._resumed = _shared(*[0] * _MAX_WORKERS)
         self._position = _Position()
+        self._chosen = 0  # the epoch that was set when reading of `_position` began
+        self._passes = _shared(*[0] * _MAX_WORKERS)
 
     def split(self, rank: int, world_size: int) -> "CuratedDataset":
-        """The same dataset, from its beginning, as another rank of another number of processes reads it."""
+        """The same dataset, from its beginning, as another rank of another number of processes reads it.
+
+        Raises:
+            TrainingError: it was to go on from a place that was loaded, which is of its own rank.
+        """
+        if self._loaded > int(self._resumed.max()):
+            raise TrainingError(
+                "the dataset was given a state to resume, which is lost when a trainer splits it over its ranks; pass "
+                "it fresh, and let the trainer resume (resume_from_checkpoint reads again what was read)"
+            )
         return CuratedDataset(
             self._root, self._manifest, self._sequence_length, self._seed, rank, world_size, self._rows
         )
+
+    @property
+    def reader(self) -> tuple[int, int]:
+        """Rank and world size that it was opened for."""
+        return self._layout["rank"], self._layout["world_size"]
 
     @property
     def num_rows(self) -> int:
@@ -111,9 +127,8 @@ class CuratedDataset(IterableDataset[dict[str, Any]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next iteration; call it before each epoch, as with a DistributedSampler."""
-        if epoch < 0:
-            raise TrainingError(f"epoch={epoch}; use 0 or more")
-        self._epoch.fill_(epoch)
+        self._epoch.fill_(check_whole("epoch", epoch, 0))
+        self._passes.fill_(0)
 
     def state_dict(self) -> dict[str, Any]:
         """The place after the last item given out; call it where the dataset is iterated.
@@ -129,7 +144,7 @@ class CuratedDataset(IterableDataset[dict[str, Any]]):
                 "DataLoader workers read this epoch, and only they know their places; use torchdata's "
                 "StatefulDataLoader, which asks them, or num_workers=0"
             )
-        position = self._position if self._position.epoch == epoch else _Position(epoch=epoch)
+        position = self._position if self._chosen == epoch else _Position(epoch=epoch)
         return {**self._layout, **asdict(position)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -150,16 +165,24 @@ class CuratedDataset(IterableDataset[dict[str, Any]]):
             raise TrainingError(f"the state to resume was saved with {told}; load the dataset as it was then")
         self._position = _Position(**{name: state[name] for name in places})
         self._loaded = int(self._resumed.max()) + 1
-        self.set_epoch(self._position.epoch)
+        self._chosen = self._position.epoch
+        self.set_epoch(self._chosen)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        position = _begin_epoch(int(self._epoch))
-        self._epoch_of_workers.fill_(-1 if get_worker_info() is None else position.epoch)
-        return self._read(self._resume(position))
+        return self.read_epoch(int(self._epoch))
 
     def read_epoch(self, epoch: int) -> Iterator[dict[str, Any]]:
-        """This reader's items of one epoch, from its beginning, whatever `set_epoch` has chosen."""
-        return self._read(_begin_epoch(epoch))
+        """This reader's items of an epoch, be it the one that `set_epoch` has chosen or a later one (see `Endless`)."""
+        position = _begin_epoch(epoch)
+        self._chosen = int(self._epoch)
+        self._epoch_of_workers.fill_(-1 if get_worker_info() is None else self._chosen)
+        return self._read(self._resume(position))
+
+    def begin_pass(self) -> int:
+        """The epoch with which this reader's next stream of epochs begins: the chosen one, then each time one later."""
+        worker = _begin_epoch(0).worker
+        self._passes[worker] += 1
+        return int(self._epoch + self._passes[worker]) - 1
 
     def _resume(self, position: _Position) -> _Position:
         """Where this reader begins: at `position`, or, once, at the place that was loaded."""
@@ -214,6 +237,13 @@ class CuratedDataset(IterableDataset[dict[str, Any]]):
             else:
                 skipped += 1
                 self._skipped[position.worker] = skipped
+
+
+def check_whole(name: str, value: Any, least: int, reason: str = "") -> int:
+    """The argument as an int; raises TrainingError unless it is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise TrainingError(f"{name}={value!r}; use a whole number of at least {least}{reason}")
+    return int(value)
 
 
 def _begin_epoch(epoch: int) -> _Position:

@@ -15,7 +15,12 @@ from curator.training.curated_dataset import CuratedDataset
 
 
 class Endless(IterableDataset[dict[str, Any]]):
-    """The items of epochs 0, 1, 2 and so on of a curated dataset, for ever."""
+    """The items of a curated dataset for ever, epoch after epoch from the one that its `set_epoch` has chosen.
+
+    A second iteration begins one epoch later than the first, and so on: a loop that takes a hundred batches and asks
+    for the loader's iterator again gets other rows each time. `state_dict` and `load_state_dict` are the dataset's: the
+    place is told in the process that reads.
+    """
 
     def __init__(self, data: CuratedDataset) -> None:
         """Read `data`, which `curator.load` gave."""
@@ -23,12 +28,23 @@ class Endless(IterableDataset[dict[str, Any]]):
         self.data = data
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for epoch in itertools.count():
+        first = self.data.begin_pass()
+        found = True  # a state to resume may stand at the end of the first epoch
+        for epoch in itertools.count(first):
             item = None
             for item in self.data.read_epoch(epoch):
                 yield item
-            if item is None:
+            if item is None and not found:
                 raise TrainingError(_explain(self.data))
+            found = item is not None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place after the last item given out, in whichever epoch; see `CuratedDataset.state_dict`."""
+        return self.data.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on, with the next iteration, from a place that `state_dict` told, and with the epochs behind it."""
+        self.data.load_state_dict(state)
 
 
 def _explain(data: CuratedDataset) -> str:

@@ -8,7 +8,8 @@ Invariant: memory holds one window, whatever the size of a shard.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curator import storage, tables
-from curator.errors import OutputError
+from curator.errors import OutputError, StorageError
 from curator.manifest import ShardEntry
+from curator.places import explained
 
 _WINDOW_TOKENS = 4_000_000
 """Tokens that a reader holds and shuffles at once, about 64 MB: a whole shard of the default size."""
@@ -58,10 +60,7 @@ def read_epoch(
 def _read_shard(root: str, shard: ShardEntry, seed: list[int], start: int, stop: int) -> Iterator[tuple[str, Row]]:
     """Rows `start` to `stop` of a shard's own order."""
     random = np.random.default_rng(seed)
-    with storage.open_read(storage.join(root, shard.file)) as file:
-        parquet = tables.open_parquet(file)
-        if parquet.metadata.num_rows != shard.rows:
-            raise _damaged(shard, f"{parquet.metadata.num_rows} rows, the manifest says {shard.rows}")
+    with open_shard(root, shard) as parquet:
         window_rows = max(1, shard.rows * _WINDOW_TOKENS // max(1, shard.tokens))
         first = 0
         for groups, rows in _windows(parquet.metadata, random, window_rows):
@@ -85,6 +84,39 @@ def _windows(metadata: Any, random: np.random.Generator, window_rows: int) -> It
         rows += size
     if groups:
         yield groups, rows
+
+
+@contextmanager
+def open_shard(root: str, shard: ShardEntry) -> Iterator[pq.ParquetFile]:
+    """A shard of a dataset, open for reading.
+
+    Raises:
+        OutputError: it is missing, no parquet file, or has not the rows and columns that the manifest promises.
+        StorageError: it cannot be read.
+    """
+    uri = storage.join(root, shard.file)
+    with explained("read", uri), _open(uri, shard) as file:
+        try:
+            parquet = tables.open_parquet(file)
+        except StorageError as error:
+            if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, pa.ArrowInvalid):
+                raise
+            raise _damaged(shard, str(error.__cause__ or error)) from error
+        if parquet.metadata.num_rows != shard.rows:
+            raise _damaged(shard, f"{parquet.metadata.num_rows} rows, the manifest says {shard.rows}")
+        missing = sorted(set(tables.REQUIRED_COLUMNS) - set(parquet.schema_arrow.names))
+        if missing:
+            raise _damaged(shard, f"no column {', '.join(missing)}")
+        yield parquet
+
+
+def _open(uri: str, shard: ShardEntry) -> BinaryIO:
+    try:
+        return storage.open_read(uri)
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise _damaged(shard, f"there is no {uri!r}") from error
+        raise
 
 
 def read_rows(

@@ -202,7 +202,7 @@ def test_an_interrupted_export_leaves_nothing_behind(hard: Path, tmp_path: Path)
 
 def test_a_damaged_shard_leaves_nothing_behind(hard: Path, tmp_path: Path) -> None:
     shutil.copy(hard / "curated" / "00000.parquet", hard / "curated" / "00001.parquet")
-    with pytest.raises(OutputError, match=r"00001\.parquet has 5 rows, the manifest says 6"):
+    with pytest.raises(OutputError, match=r"00001\.parquet is damaged.*: 5 rows, the manifest says 6"):
         export_dataset(hard, "tinker", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["dataset"]
 

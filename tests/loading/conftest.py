@@ -15,6 +15,7 @@ from curator.manifest import Manifest, ShardEntry, Totals
 
 Item = dict[str, Any]
 TOTALS = dict.fromkeys(Totals.model_fields, 0)
+TOKENIZER = {"source": "gone", "revision": None, "eos_id": None, "fingerprint": "0" * 64}
 
 
 def _write_shard(folder: Path, number: int, rows: int, rows_per_group: int) -> ShardEntry:
@@ -60,7 +61,7 @@ def _write_dataset(folder: Path, shard_rows: list[int], rows_per_group: int = 4)
     folder.mkdir(parents=True, exist_ok=True)
     shards = [_write_shard(folder, number, rows, rows_per_group) for number, rows in enumerate(shard_rows)]
     manifest = Manifest(
-        name="test", content="dataset", curator_version="0", spec={}, keys={}, tokenizer={}, models={}, cuts={},
+        name="test", content="dataset", curator_version="0", spec={}, keys={}, tokenizer=TOKENIZER, models={}, cuts={},
         weight_scale=1.0, shards=tuple(shards), totals=Totals(**TOTALS), quarantined={},
     )  # fmt: skip
     (folder / "manifest.json").write_text(manifest.model_dump_json())

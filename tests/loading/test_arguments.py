@@ -22,6 +22,22 @@ def test_rank_comes_from_the_launchers_environment(dataset: Path, monkeypatch: p
     assert curator.load(dataset, rank=0, world_size=1).num_rows == 41
 
 
+def test_a_world_size_without_a_rank_is_told(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the processes that Lightning starts: each would read the rows of rank 0."""
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TrainingError, match=r"WORLD_SIZE=2 and no RANK.*pass rank and world_size"):
+        curator.load(dataset)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert curator.load(dataset).num_rows == 41
+
+
+@pytest.mark.parametrize("epoch", [-1, 1.5, "1", True])
+def test_an_epoch_that_is_none_is_named(dataset: Path, epoch: Any) -> None:
+    with pytest.raises(TrainingError, match=f"epoch={epoch!r}; use a whole number of at least 0"):
+        curator.load(dataset).set_epoch(epoch)
+
+
 @pytest.mark.slow
 def test_rank_comes_from_torch_distributed_first(
     dataset: Path, tmp_path: Path, stored_rows: Callable[..., dict[str, Item]]

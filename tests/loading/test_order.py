@@ -61,6 +61,21 @@ def test_endless_gives_every_epoch_in_its_order(
             assert given[epoch * one : (epoch + 1) * one] == [item["doc_id"] for item in loaded]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("persistent", [False, True])
+def test_an_endless_stream_that_is_begun_again_gives_other_rows(dataset: Path, workers: int, persistent: bool) -> None:
+    data = curator.load(dataset)
+    options = {"num_workers": workers, "persistent_workers": persistent and workers > 0}
+    loader = DataLoader(Endless(data), batch_size=None, **options)
+    parts = [[item["doc_id"] for item in itertools.islice(loader, 5)] for _ in range(3)]
+    for epoch, part in enumerate(parts):
+        loaded = curator.load(dataset)
+        loaded.set_epoch(epoch)
+        assert part == [item["doc_id"] for item in itertools.islice(loaded, 5)]
+    data.set_epoch(1)
+    assert [item["doc_id"] for item in itertools.islice(loader, 5)] == parts[1]
+
+
 def test_a_rank_without_a_kept_row_is_told_so_instead_of_spinning(
     tmp_path: Path, write_dataset: Callable[..., Path]
 ) -> None:

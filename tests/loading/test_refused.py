@@ -11,6 +11,7 @@ import pytest
 
 import curator
 from curator.errors import OutputError, TrainingError
+from curator.export import export_dataset
 
 Item = dict[str, Any]
 
@@ -54,16 +55,36 @@ def misalign(path: Path) -> None:
     pq.write_table(table.set_column(table.schema.get_field_index("labels"), "labels", longer), path)
 
 
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def leave_out(column: str) -> Callable[[Path], None]:
+    return lambda path: pq.write_table(pq.read_table(path).drop_columns([column]), path)
+
+
 @pytest.mark.parametrize(
-    ("damage", "message"), [(truncate, "2 rows, the manifest says 3"), (misalign, "labels and input_ids")]
+    ("damage", "message"),
+    [
+        (truncate, "2 rows, the manifest says 3"),
+        (misalign, "labels and input_ids"),
+        (cut, "magic bytes not found"),
+        (Path.unlink, r"there is no '.*/out/curated/00000\.parquet'"),
+        (leave_out("doc_id"), "no column doc_id"),
+        (leave_out("input_ids"), "no column input_ids"),
+        (leave_out("token_weights"), "no column token_weights"),
+    ],
 )
 def test_a_shard_that_is_not_the_manifests_is_refused(
     tmp_path: Path, damage: Callable[[Path], None], message: str, write_dataset: Callable[..., Path]
 ) -> None:
     folder = write_dataset(tmp_path / "out", [3])
     damage(folder / "curated" / "00000.parquet")
+    message = rf"(?s)curated/00000\.parquet is damaged or was replaced: .*{message}.*; find out with `curator verify`"
     with pytest.raises(OutputError, match=message):
         list(curator.load(folder))
+    with pytest.raises(OutputError, match=message):
+        export_dataset(folder, "tinker", tmp_path / "export")
 
 
 def test_weights_without_tokens_are_refused(tmp_path: Path, write_dataset: Callable[..., Path]) -> None:

@@ -1,15 +1,18 @@
 """Going on from a place in an epoch: with exactly what would have come next, or not at all."""
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 import curator
 from curator.errors import TrainingError
+from curator.training import Endless
 from curator.training.curated_dataset import CuratedDataset
 
 Item = dict[str, Any]
@@ -39,6 +42,36 @@ def test_every_place_of_an_epoch_can_be_resumed(
         assert resumed.skipped_rows == skipped
         resumed.set_epoch(epoch + 1)
         assert len(list(resumed)) > 0, "the next epoch starts from its beginning"
+
+
+@pytest.mark.parametrize("sequence_length", [None, 16])
+def test_every_place_of_an_endless_stream_can_be_resumed(
+    dataset: Path, sequence_length: int | None, same: Callable[..., bool]
+) -> None:
+    def fresh() -> Endless:
+        return Endless(curator.load(dataset, np.int64(sequence_length) if sequence_length else None, seed=np.int64(5)))
+
+    stream, items, states = fresh(), [], []
+    for item in itertools.islice(stream, 2 * sum(1 for _ in fresh().data) + 3):
+        items.append(item)
+        states.append(json.dumps(stream.state_dict()))
+    for done, state in list(enumerate(states, start=1))[:-1:6]:
+        resumed = fresh()
+        resumed.load_state_dict(json.loads(state))
+        next_ones = list(itertools.islice(resumed, len(items) - done))
+        assert all(same(left, right) for left, right in zip(next_ones, items[done:], strict=True))
+    plain = curator.load(dataset, sequence_length, seed=5)
+    plain.load_state_dict(json.loads(states[2]))
+    assert same(next(iter(Endless(plain))), items[3]), "a place of the dataset is a place of its stream"
+
+
+def test_a_state_does_not_get_lost_in_a_trainer(dataset: Path) -> None:
+    next(iter(loaded := curator.load(dataset)))
+    loaded.load_state_dict(loaded.state_dict())
+    with pytest.raises(TrainingError, match=r"was given a state to resume, which is lost.*resume_from_checkpoint"):
+        loaded.split(0, 2)
+    next(iter(loaded))
+    loaded.split(0, 2)
 
 
 class StateCarrier(IterableDataset[Any]):
