@@ -173,10 +173,11 @@ def schema(
     kind: Annotated[str, typer.Option(help="of which spec: curate, or train_reference")] = "curate",
 ) -> None:
     """Print the JSON schema of a spec: every setting, what it means, its default."""
+    from curator.data import StrictModel
     from curator.spec import CurationSpec
     from curator.training.reference.spec import TrainSpec
 
-    specs = {"curate": CurationSpec, "train_reference": TrainSpec}
+    specs: dict[str, type[StrictModel]] = {"curate": CurationSpec, "train_reference": TrainSpec}
     if kind not in specs:
         raise typer.BadParameter(f"{kind!r} is no kind of spec; use {' or '.join(specs)}")
     print(json.dumps(specs[kind].model_json_schema(), indent=2))
