@@ -175,28 +175,44 @@ def read_dataset(directory: str, tokenizer: Tokenizer) -> GoodData:
     return data
 
 
-def hold_out(documents: Sequence[AnyTokens], fraction: float, seed: int) -> tuple[list[AnyTokens], list[AnyTokens]]:
+def hold_out(documents: Sequence[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
     """Set whole documents aside until they hold about `fraction` of the tokens; at least one is left to train on.
 
-    A document that would lead further above the share than it is missed without it is left to train on; if all would,
-    the shortest is held out alone.
+    Documents of the same ids go together, or what is held out would be learned all the same. A document that would lead
+    further above the share than it is missed without it is left to train on; if all would, the shortest is held out
+    alone.
 
     Returns:
         Documents to train on, and those held out.
     """
-    missing = fraction * sum(map(len, documents))
+    if fraction == 0:
+        return list(documents), []
+    first_of = _find_first(documents)
+    tokens = Counter[int]()  # of all documents that are equal, by the first of them
+    for document, first in zip(documents, first_of, strict=True):
+        tokens[first] += len(document)
+    missing = fraction * tokens.total()
     held: set[int] = set()
     order = np.random.default_rng([seed, 1]).permutation(len(documents)).tolist()
     for index in order:
-        if missing <= 0 or len(held) == len(documents) - 1:
+        if missing <= 0 or len(held) == len(tokens) - 1:
             break
-        if len(documents[index]) <= 2 * missing:
+        if index in tokens and tokens[index] <= 2 * missing:
             held.add(index)
-            missing -= len(documents[index])
-    if missing > 0 and not held and len(documents) > 1:
-        held.add(min(order, key=lambda index: len(documents[index])))
-    train = [document for index, document in enumerate(documents) if index not in held]
-    return train, [documents[index] for index in sorted(held)]
+            missing -= tokens[index]
+    if missing > 0 and not held and len(tokens) > 1:
+        held.add(min((index for index in order if index in tokens), key=lambda index: tokens[index]))
+    train = [document for document, first in zip(documents, first_of, strict=True) if first not in held]
+    return train, [document for document, first in zip(documents, first_of, strict=True) if first in held]
+
+
+def _find_first(documents: Sequence[Example]) -> list[int]:
+    """For each document the place of the first with the same ids."""
+    seen: dict[bytes, int] = {}
+    return [
+        seen.setdefault(hashlib.blake2b(ids_of(document).tobytes(), digest_size=16).digest(), index)
+        for index, document in enumerate(documents)
+    ]
 
 
 def cut_rows(documents: Sequence[AnyTokens], sequence_length: int) -> list[AnyTokens]:

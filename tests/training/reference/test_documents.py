@@ -55,6 +55,16 @@ def test_uneven_documents_do_not_hold_out_far_more_than_was_wanted(
     assert tokens >= wanted or len(train) == 1 or all(len(ids) > 2 * (wanted - tokens) for ids in train)
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=2, max_size=40), st.floats(0.01, 0.6), st.integers(0, 5))
+def test_what_is_held_out_is_learned_under_no_other_name(which: list[int], fraction: float, seed: int) -> None:
+    texts = documents([7, 20, 5, 11, 3, 30])
+    train, held = hold_out([texts[number].copy() for number in which], fraction, seed)
+    assert len(train) + len(held) == len(which) and train
+    assert bool(held) == (len(set(which)) > 1)
+    assert not {ids.tobytes() for ids in train} & {ids.tobytes() for ids in held}
+
+
 def test_one_long_document_among_short_ones_is_trained_on() -> None:
     for seed in range(20):
         _, held = hold_out(documents([10_000, *[10] * 100]), 0.01, seed)
