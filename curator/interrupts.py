@@ -20,6 +20,8 @@ from typing import NoReturn
 
 _AGAIN_S = 0.05
 """By then the main thread has left the destructor in which the exception was lost."""
+_SAME_S = 0.5
+"""Two signals of a kind that are no further apart are one, which a launcher passed on."""
 
 _received: list[int] = []
 """Signals that came inside `heeded`; a list, as appending to one takes no lock that the main thread may hold."""
@@ -63,18 +65,18 @@ def postponed(*numbers: signal.Signals) -> Iterator[Callable[[], bool]]:
     """Only note a Ctrl-C inside, so that work can be left at a good moment, and raise it at the end.
 
     The same goes for what `heeded` lets mean the same, and for these signals where nobody handles them. The second of
-    a kind is raised at once; of a launcher's, which adds its own to the terminal's, the first does not count as one.
+    a kind is raised at once, unless it comes with the first: torchrun passes on what Slurm sent to every process.
     In another thread than the main one this does nothing.
 
     Yields:
         Whether one has come.
     """
-    came: list[int] = []
+    came: dict[int, float] = {}
 
     def note(number: int, frame: FrameType | None) -> None:
-        if number in came:
+        now = time.monotonic()
+        if now - came.setdefault(number, now) > _SAME_S:
             _interrupt(number, frame)
-        came.append(number)
 
     def means_the_same(number: signal.Signals) -> bool:
         handler = signal.getsignal(number)

@@ -9,12 +9,10 @@ This module imports torch and transformers; import it only to train.
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from signal import SIGTERM
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from curator import interrupts
 from curator.errors import TrainingError
 from curator.scorers.memory import keep_freed_memory
 from curator.training.reference import distributed
@@ -30,7 +28,7 @@ from curator.training.reference.trainer import ReferenceTrainer, make_trainer, m
 from curator.training.reference.writing import written
 
 if TYPE_CHECKING:
-    from curator.training.reference.spec import Say, TrainSpec
+    from curator.training.reference.spec import Leaving, Say, TrainSpec
 
 _ROUNDING_SAID = 0.002
 """Nats by which storing the weights in the base's type may raise the loss without a word."""
@@ -69,10 +67,11 @@ def fine_tune(
     staging: Staging,
     finish: Callable[[Outcome], None],
     say: "Say",
+    leaving: "Leaving",
 ) -> None:
     """Train a base, from the beginning or from the last resume point, and write what is to be published.
 
-    A Ctrl-C or SIGTERM ends the training after the step, at a resume point; behind the last step, when all is written.
+    Whoever wants it to end ends it after the step, at a resume point; behind the last step, when all is written.
 
     Args:
         base: a causal language model in float32.
@@ -81,8 +80,10 @@ def fine_tune(
         staging: where to write; the model goes to `staging.model`.
         finish: called when it lies there.
         say: takes progress lines.
+        leaving: who wants it to end.
 
     Raises:
+        KeyboardInterrupt: somebody wanted it to end.
         TrainingError: the rows are longer than the model's context or hold tokens that it has not, nothing is left to
             hold out, it diverged, or the base's own loss is no number.
         OutputError: the disk is full, or the resume point is damaged.
@@ -101,7 +102,7 @@ def fine_tune(
     if found is not None:
         course.go_on(found)
     distributed.wait_for_all()  # whoever is first may write a new resume point
-    with interrupts.postponed(SIGTERM) as interrupted:
+    with leaving() as interrupted:
         course.interrupted = interrupted
         if found is None:
             trainer.train()
@@ -190,7 +191,10 @@ def _hold_out(
 ) -> tuple[Sequence[Example], Sequence[Example]]:
     train, held = hold_out(documents, spec.eval_fraction, spec.seed)
     if spec.eval_fraction > 0 and not held:
-        raise TrainingError("one document cannot be trained on and held out; set eval_fraction: 0 or add documents")
+        raise TrainingError(
+            "one document, however often it is there, cannot be trained on and held out; set eval_fraction: 0 or "
+            "add documents"
+        )
     if held:
         share = sum(map(len, held)) / sum(map(len, documents))
         say(f"held out: {len(held):,} documents, {share:.1%} of the tokens (eval_fraction {spec.eval_fraction:.1%})")

@@ -10,12 +10,18 @@ all machines.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from signal import SIGTERM
 from threading import Thread
-from typing import Any
+from typing import Any, NamedTuple
 
-from curator import cluster  # before ray: it sets what ray reads when it is imported
+from curator import (
+    cluster,  # before ray: it sets what ray reads when it is imported
+    interrupts,
+)
 from curator.errors import ClusterError, CuratorError, TrainingError
 from curator.training.reference.place import find_output
 from curator.training.reference.record import TrainResult
@@ -24,6 +30,36 @@ from curator.training.reference.staging import RAY_FAILED, RAY_RUN, remove_folde
 
 _POLL_S = 0.5
 _FURTHER_ATTEMPTS = 2
+
+
+class _Post(NamedTuple):
+    """Two queues between here and the workers.
+
+    Attributes:
+        mailbox: what the workers have to say: pairs of a kind and its content.
+        wishes: not empty when they are to leave.
+    """
+
+    mailbox: Any
+    wishes: Any
+
+
+@dataclass
+class _Heard:
+    """What the workers have said so far, besides lines."""
+
+    began: bool = False
+    result: str | None = None
+    errors: dict[int, CuratorError] = field(default_factory=dict)
+
+    def take(self, kind: str, content: Any) -> None:
+        """Take a message: of several errors of one worker the first."""
+        if kind == "began":
+            self.began = True
+        elif kind == "error":
+            self.errors.setdefault(*content)
+        else:
+            self.result = content
 
 
 def train_on_ray(spec: TrainSpec, say: Say) -> TrainResult:
@@ -38,7 +74,7 @@ def train_on_ray(spec: TrainSpec, say: Say) -> TrainResult:
         _check_room(spec.run)
         scratch = take_ray_folder(output)
         try:
-            return _follow(lambda mailbox: _fit(spec, mailbox, scratch), say)
+            return _follow(lambda post: _fit(spec, post, scratch), say)
         finally:
             remove_folder(scratch)
 
@@ -57,7 +93,7 @@ def _check_room(run: TrainRun) -> None:
             )
 
 
-def _fit(spec: TrainSpec, mailbox: Any, scratch: Path) -> None:
+def _fit(spec: TrainSpec, post: _Post, scratch: Path) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -71,7 +107,7 @@ def _fit(spec: TrainSpec, mailbox: Any, scratch: Path) -> None:
         train_loop_config={
             "spec": spec.model_dump(mode="json"),
             "folder": os.getcwd(),
-            "mailbox": mailbox,
+            "post": post,
             "failed": str(scratch / RAY_FAILED),
         },
         scaling_config=ScalingConfig(
@@ -108,58 +144,78 @@ def _work(given: dict[str, Any]) -> None:
     from curator.training.reference.train import train_here
 
     os.chdir(given["folder"])
-    mailbox, failed, rank = given["mailbox"], Path(given["failed"]), int(os.environ.get("RANK", "0"))
+    post, failed, rank = given["post"], Path(given["failed"]), int(os.environ.get("RANK", "0"))
+    put = post.mailbox.put if rank == 0 else _ignore
     if failed.exists():
         raise TrainingError("an earlier attempt failed with an error that no further one mends")
 
-    def say(line: str) -> None:
-        if rank == 0:
-            mailbox.put(("line", line))
+    @contextmanager
+    def leaving() -> Iterator[Callable[[], bool]]:
+        put(("began", None))
+        yield (lambda: not post.wishes.empty()) if rank == 0 else bool
 
     try:
-        result = train_here(TrainSpec.model_validate(given["spec"]), say)
+        result = train_here(TrainSpec.model_validate(given["spec"]), lambda line: put(("line", line)), leaving)
     except CuratorError as error:
-        mailbox.put(("error", (rank, error)))
+        post.mailbox.put(("error", (rank, error)))
         failed.touch()
         raise
-    if rank == 0:
-        mailbox.put(("result", result.model_dump_json()))
+    except KeyboardInterrupt:  # all leave after one step, and no further attempt is wanted
+        return
+    put(("result", result.model_dump_json()))
 
 
-def _follow(fit: Callable[[Any], None], say: Say) -> TrainResult:
+def _ignore(message: tuple[str, Any]) -> None:
+    """One worker speaks for all."""
+
+
+def _follow(fit: Callable[[_Post], None], say: Say) -> TrainResult:
     """Run Ray Train in a thread, and say here what its main worker says."""
-    from ray.util.queue import Empty, Queue
+    from ray.util.queue import Queue
 
-    mailbox = Queue(actor_options={"num_cpus": 0})
+    post = _Post(*(Queue(actor_options={"num_cpus": 0}) for _ in _Post._fields))
     ended: list[BaseException | None] = []
 
     def work() -> None:
         try:
-            fit(mailbox)
+            fit(post)
             ended.append(None)
         except BaseException as error:
             ended.append(error)
 
     Thread(target=work, daemon=True).start()
-    outcome: Any = None
-    errors: dict[int, CuratorError] = {}
-    while True:
-        over = bool(ended)  # looked at before the mailbox is: nothing comes after the end
-        try:
-            kind, content = mailbox.get(timeout=_POLL_S)
-        except Empty:
-            if over:
-                break
-            continue
-        if kind == "line":
-            say(content)
-        elif kind == "error":
-            errors.setdefault(*content)
-        else:
-            outcome = content
-    mailbox.shutdown()
-    if errors:
-        raise errors[min(errors)]  # the main worker's says most; others may only say that it failed
-    if outcome is None:
+    heard = _listen(post, ended, say)
+    for queue in post:
+        queue.shutdown()
+    if heard.errors:
+        raise heard.errors[min(heard.errors)]  # the main worker's says most; others may only say that it failed
+    if heard.result is None:
         raise ClusterError(f"Ray Train gave up: {ended[0]}; the same command goes on from the last checkpoint")
-    return TrainResult.model_validate_json(outcome)
+    return TrainResult.model_validate_json(heard.result)
+
+
+def _listen(post: _Post, ended: list[BaseException | None], say: Say) -> _Heard:
+    """Take what comes from the workers until they have ended, and tell them when somebody wants them to leave."""
+    from ray.util.queue import Empty
+
+    heard, told = _Heard(), False
+    interrupted: Callable[[], bool] | None = None  # before the first step a Ctrl-C ends it at once
+    with ExitStack() as stack:
+        while True:
+            if heard.began and interrupted is None:
+                interrupted = stack.enter_context(interrupts.postponed(SIGTERM))
+            if interrupted is not None and interrupted() and not told:
+                told = True
+                post.wishes.put(True)
+                say("ending after the step that the workers are in; a second interrupt ends them at once")
+            over = bool(ended)  # looked at before the mailbox is: nothing comes after the end
+            try:
+                kind, content = post.mailbox.get(timeout=_POLL_S)
+            except Empty:
+                if over:
+                    return heard
+                continue
+            if kind == "line":
+                say(content)
+            else:
+                heard.take(kind, content)

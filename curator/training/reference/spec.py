@@ -1,6 +1,7 @@
 """The spec of a training run: what `curator train-reference` reads."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -11,6 +12,8 @@ from curator.tokens.tokenizer import TokensConfig
 
 Say = Callable[[str], None]
 """Takes one line of progress."""
+Leaving = Callable[[], AbstractContextManager[Callable[[], bool]]]
+"""What is open while steps are made; gives whether somebody wants this process to leave."""
 
 ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*$", max_length=200)]
 Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+from uuid import uuid4
 
 from curator.errors import CuratorError, OutputError
 from curator.spec import differences
@@ -65,6 +66,14 @@ class Staging:
     def is_finished(self) -> bool:
         """Whether the model is whole, and only its place is missing."""
         return (self.model / RECORD).is_file()
+
+    @property
+    def mark(self) -> str:
+        """What the process that holds the lock has written there; empty where it cannot be read."""
+        try:
+            return (self.root / _LOCK).read_text()
+        except OSError:
+            return ""
 
     @property
     def copies(self) -> list[Path]:
@@ -159,6 +168,20 @@ def open_staging(output: Path, identity: dict[str, Any], say: Say) -> Iterator[S
         remove_folder(staging.root)
 
 
+def clear_leftover(output: Path, identity: dict[str, Any]) -> None:
+    """Remove the folder of a training that was cut off when its output already stood; not while anyone works there."""
+    root = staging_of(output).root
+    try:
+        _refuse_foreign(root, _OWN)
+        if json.loads((root / _IDENTITY).read_bytes()) != identity:
+            return
+        locked = _lock(root)
+    except (OSError, ValueError, OutputError):
+        return
+    with locked:
+        remove_folder(root)
+
+
 def _what_comes_next(staging: Staging) -> str:
     if staging.is_finished:
         return "interrupted; the reference is finished, and the same command puts it in its place"
@@ -191,7 +214,7 @@ def _refuse_foreign(folder: Path, known: Set[str]) -> None:
 
 def _lock(root: Path) -> IO[bytes]:
     """The locked file; closing it gives the folder free."""
-    lock = open(root / _LOCK, "wb")  # noqa: SIM115  the caller closes it
+    lock = open(root / _LOCK, "ab")  # noqa: SIM115  the caller closes it
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         taken = os.path.samestat(os.fstat(lock.fileno()), os.stat(root / _LOCK))
@@ -200,6 +223,10 @@ def _lock(root: Path) -> IO[bytes]:
     if not taken:
         lock.close()
         raise OutputError(f"another process is training in {str(root)!r}; wait for it, or name another output")
+    lock.truncate(0)
+    lock.write(uuid4().hex.encode())
+    lock.flush()
+    os.fsync(lock.fileno())
     return lock
 
 

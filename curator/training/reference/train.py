@@ -10,11 +10,13 @@ tokenizer of what comes out is the base's, checked by fingerprint.
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from signal import SIGTERM
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from curator import interrupts
 from curator.errors import OutputError, ScorerError, TrainingError
 from curator.scorers.checkpoint import Checkpoint, inspect_checkpoint
 from curator.tokens.tokenizer import Tokenizer, load_tokenizer
@@ -22,9 +24,9 @@ from curator.training.reference.documents import GoodData, read_dataset, read_do
 from curator.training.reference.model_card import find_license, make_card
 from curator.training.reference.place import find_free_output
 from curator.training.reference.record import RECORD, TrainResult, make_record, read_finished
-from curator.training.reference.spec import Say, TrainSpec
-from curator.training.reference.staging import Staging, open_staging, staging_of
-from curator.training.reference.writing import written
+from curator.training.reference.spec import Leaving, Say, TrainSpec
+from curator.training.reference.staging import Staging, clear_leftover, open_staging, staging_of
+from curator.training.reference.writing import flush, written
 
 if TYPE_CHECKING:
     from curator.training.reference.fine_tune import Outcome
@@ -78,8 +80,18 @@ def train_reference(spec: TrainSpec, say: Say | None = None) -> TrainResult:
     return train_on_ray(spec, say)
 
 
-def train_here(spec: TrainSpec, say: Say) -> TrainResult:
-    """Train as one process, or as one of those that a launcher started together; see `train_reference`."""
+def _by_signal() -> AbstractContextManager[Callable[[], bool]]:
+    return interrupts.postponed(SIGTERM)
+
+
+def train_here(spec: TrainSpec, say: Say, leaving: Leaving = _by_signal) -> TrainResult:
+    """Train as one process, or as one of those that a launcher started together; see `train_reference`.
+
+    Args:
+        spec: what to train on what.
+        say: takes progress lines.
+        leaving: who wants it to end; default whoever sends this process a Ctrl-C or SIGTERM.
+    """
     output = find_free_output(spec.output)
     # Threads that spin at a barrier starve each other on shared cores: on two cores with a load of 4, a step on two
     # threads was measured at 35 s, and at 5 s when they sleep. OpenMP reads this once, when torch is first imported.
@@ -89,28 +101,33 @@ def train_here(spec: TrainSpec, say: Say) -> TrainResult:
     from curator.training.reference import distributed
 
     with distributed.joined(on_cpu=not torch.accelerator.is_available()):
-        return _train_together(spec, output, say if distributed.is_main() else _say_nothing)
+        return _train_together(spec, output, say if distributed.is_main() else _say_nothing, leaving)
 
 
-def _train_together(spec: TrainSpec, output: Path, say: Say) -> TrainResult:
+def _train_together(spec: TrainSpec, output: Path, say: Say, leaving: Leaving) -> TrainResult:
     from curator.training.reference import distributed
+    from curator.training.reference.agreement import check_alike
 
     given = _prepare(spec, say)
+    check_alike({"good data": given.data_digest, "base": given.base.weights_digest})
     finished = (output / RECORD).is_file()
     distributed.wait_for_all()
-    if finished:
-        result = read_finished(output, spec, given.base.weights_digest, given.data_digest)
-        say(f"{output} already holds this reference; nothing to train")
-        return result
     identity = {
         "spec": spec.decisive(),
         "weights": f"{given.base.weights_digest} of {spec.base}",
         "data_digest": given.data_digest,
     }
-    with _open(output, identity, say) as staging:
-        if not distributed.of_main(staging.is_finished):
-            _train(spec, given, staging, output, say)
+    if finished:
+        result = read_finished(output, spec, given.base.weights_digest, given.data_digest)
+        say(f"{output} already holds this reference; nothing to train")
         if distributed.is_main():
+            clear_leftover(output, identity)
+        return result
+    with _open(output, identity, say) as staging:
+        # Another training of the same may have ended while this one read its data.
+        if not distributed.of_main(staging.is_finished or (output / RECORD).is_file()):
+            _train(spec, given, staging, output, say, leaving)
+        if distributed.is_main() and staging.is_finished:
             staging.publish(output)
     distributed.wait_for_all()
     say(f"reference written to {output}")
@@ -148,10 +165,12 @@ def _identify(spec: TrainSpec) -> Checkpoint:
 def _open(output: Path, identity: dict[str, Any], say: Say) -> Iterator[Staging]:
     """The staging folder, taken by the main process; the others fail with it."""
     from curator.training.reference import distributed
+    from curator.training.reference.agreement import check_shared
 
     if not distributed.is_main():
         if not distributed.of_main(1.0):
             raise OutputError("the main process cannot take the staging folder; its own error says why")
+        check_shared(staging_of(output))
         yield staging_of(output)
         return
     with ExitStack() as stack:
@@ -161,6 +180,7 @@ def _open(output: Path, identity: dict[str, Any], say: Say) -> Iterator[Staging]
             distributed.of_main(0.0)
             raise
         distributed.of_main(1.0)
+        check_shared(staging)
         yield staging
 
 
@@ -192,7 +212,7 @@ def _report_data(data: GoodData, say: Say) -> None:
         raise TrainingError("the corpus has no row to learn from; check corpus.uri and corpus.text_field")
 
 
-def _train(spec: TrainSpec, given: _Given, staging: Staging, output: Path, say: Say) -> None:
+def _train(spec: TrainSpec, given: _Given, staging: Staging, output: Path, say: Say, leaving: Leaving) -> None:
     """Train, and finish `staging.model`."""
     from curator.training.reference import distributed
     from curator.training.reference.checkpoint_files import load_base
@@ -211,7 +231,7 @@ def _train(spec: TrainSpec, given: _Given, staging: Staging, output: Path, say: 
             result = _make_result(spec, given, output, outcome)
             _complete(staging.model, make_card(result, licensed), make_record(result))
 
-    fine_tune(base, identified, given.data.documents, staging, finish, say)
+    fine_tune(base, identified, given.data.documents, staging, finish, say, leaving)
 
 
 def _make_result(spec: TrainSpec, given: _Given, output: Path, outcome: "Outcome") -> TrainResult:
@@ -239,6 +259,7 @@ def _complete(folder: Path, card: str, record: str) -> None:
     with written(draft):
         (folder / "README.md").write_text(card, encoding="utf-8")
         draft.write_text(record, encoding="utf-8")
+        flush(folder)
         draft.rename(folder / RECORD)
 
 

@@ -8,16 +8,19 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from queue import Empty, Queue
 from typing import Any
 
 import pytest
+import ray.util.queue
 import yaml
 
 from curator.interrupts import heeded
 from curator.training import TrainSpec, train_reference
 from curator.training.reference.milestones import find_progress
+from curator.training.reference.ray_train import _follow, _Post, _work
 from curator.training.reference.record import TrainResult
-from curator.training.reference.staging import staging_of
+from curator.training.reference.staging import ray_folder_of, staging_of
 
 Make = Callable[..., dict[str, Any]]
 INTERRUPTED = 130
@@ -64,11 +67,16 @@ def test_an_interrupt_in_the_last_step_keeps_what_is_finished(train_spec: Make, 
     assert result.steps == 2 and not any(line.startswith("training on") for line in lines)
 
 
-def test_a_launchers_signal_beside_the_terminals_is_not_a_second_one(train_spec: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_a_launcher_passes_on_is_not_a_second_one(
+    train_spec: Make, tmp_path: Path, second: signal.Signals
+) -> None:
+    """Torchrun gives its workers a terminal's Ctrl-C as SIGTERM, and once more what Slurm gave to all processes."""
+
     def say(line: str) -> None:
         if line.startswith("step 2: held-out"):
-            signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(second)
 
     with pytest.raises(KeyboardInterrupt):
         train_reference(TrainSpec.model_validate(train_spec(max_steps=4, eval_every=1)), say)
@@ -79,8 +87,9 @@ def test_a_launchers_signal_beside_the_terminals_is_not_a_second_one(train_spec:
 def test_a_second_interrupt_is_not_waited_for(train_spec: Make, tmp_path: Path) -> None:
     def say(line: str) -> None:
         if line.startswith("step 2: held-out"):
-            for _ in range(2):
-                signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(0.6)  # sooner, and it would be the same one
+            signal.raise_signal(signal.SIGINT)
             raise AssertionError("went on")
 
     with pytest.raises(KeyboardInterrupt):
@@ -101,6 +110,72 @@ def test_another_thread_than_the_main_one_trains_as_ever(train_spec: Make) -> No
     worker.start()
     worker.join()
     assert results[0].steps == 1
+
+
+def test_a_worker_of_ray_leaves_when_it_is_told(train_spec: Make, tmp_path: Path) -> None:
+    mailbox: Queue[tuple[str, Any]] = Queue()
+    wishes: Queue[bool] = Queue()
+    wishes.put(True)
+    given = {"spec": train_spec(max_steps=4), "folder": os.getcwd(), "failed": str(tmp_path / "failed")}
+    _work({**given, "post": _Post(mailbox, wishes)})
+    progress = find_progress(staging_of(tmp_path / "reference").resume)
+    assert progress is not None and progress.step == 1
+    *said, last = [mailbox.get_nowait() for _ in range(mailbox.qsize())]
+    assert ("began", None) in said and last == ("line", "interrupted; the same command goes on from step 1")
+    assert not (tmp_path / "failed").exists(), "nothing failed"
+
+
+class RaysQueue(Queue[Any]):
+    """As Ray's, in this process."""
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        try:
+            return super().get(block, timeout)
+        except Empty:
+            raise ray.util.queue.Empty from None
+
+    def shutdown(self) -> None:
+        """Nothing runs."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_command_ends_the_workers_at_a_resume_point(
+    train_spec: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        if line.startswith("step 3: held-out"):
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(ray.util.queue, "Queue", lambda actor_options: RaysQueue())
+    spec = train_spec(max_steps=100_000, epochs=1e6, eval_every=1)
+    given = {"spec": spec, "folder": os.getcwd(), "failed": str(tmp_path / "failed")}
+    with pytest.raises(KeyboardInterrupt):
+        _follow(lambda post: _work({**given, "post": post}), say)
+    progress = find_progress(staging_of(tmp_path / "reference").resume)
+    assert progress is not None and progress.step >= 3
+    assert any(line.startswith("ending after the step") for line in lines)
+    assert lines[-1] == f"interrupted; the same command goes on from step {progress.step:,}"
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+@pytest.mark.filterwarnings("ignore:.use_.*deprecated")  # Ray's own, when it copies its settings
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_of_ray_save_before_they_leave(
+    train_spec: Make, tmp_path: Path, ray_cluster: None, number: signal.Signals
+) -> None:
+    lines: list[str] = []
+    spec = train_spec(max_steps=100_000, epochs=1e6, eval_every=1, run={"workers": 2, "gpus_per_worker": 0})
+    with pytest.raises(KeyboardInterrupt):
+        train(spec, lines, number, at="step 3: held-out")
+    progress = find_progress(staging_of(tmp_path / "reference").resume)
+    assert progress is not None and progress.step >= 3
+    assert any(line.startswith("ending after the step") for line in lines)
+    assert lines[-1] == f"interrupted; the same command goes on from step {progress.step:,}"
+    assert not ray_folder_of(tmp_path / "reference").exists()
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Several processes share each step: the trajectory of one process, whoever started them."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from curator.errors import ClusterError, OutputError, TrainingError
 from curator.training import TrainSpec, train_reference
 from curator.training.reference import ray_train
-from curator.training.reference.ray_train import _work
+from curator.training.reference.ray_train import _Post, _work
 from curator.training.reference.record import TrainResult
 from curator.training.reference.schedule import Schedule, collate
 
@@ -107,6 +108,35 @@ def test_torchrun_gives_the_trajectory_of_one_process(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("relative", "message"),
+    [
+        ({"output": "reference"}, r"1 of 2 processes do not see '.*\.reference-training'.*storage that all"),
+        ({"corpus": {"kind": "jsonl", "uri": "good.jsonl"}}, "1 of 2 processes read another good data than the main"),
+    ],
+    ids=["output", "data"],
+)
+def test_machines_that_see_other_files_are_refused(
+    train_spec: Make, good_texts: Path, tmp_path: Path, relative: dict[str, Any], message: str
+) -> None:
+    for rank, texts in enumerate((good_texts.read_text(), good_texts.read_text() + '\n{"text": "And one more."}')):
+        (tmp_path / f"machine-{rank}").mkdir()
+        (tmp_path / f"machine-{rank}" / "good.jsonl").write_text(texts)
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(yaml.safe_dump(train_spec(max_steps=2, **relative)))
+    curator = str(Path(sys.executable).parent / "curator")
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python",
+        "sh", "-c", f"cd {tmp_path}/machine-$RANK && exec {curator} train-reference {spec}",
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode != 0 and re.search(message, " ".join(done.stderr.split())), done.stderr[-3000:]
+    assert not list(tmp_path.rglob(".reference*")), "nothing half-made is left behind"
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.use_.*deprecated")  # Ray's own, when it copies its settings
 def test_ray_train_gives_the_trajectory_of_one_process(train_spec: Make, tmp_path: Path, ray_cluster: None) -> None:
     run = {"workers": 2, "gpus_per_worker": 0}
@@ -142,7 +172,8 @@ def test_every_worker_reports_its_error_and_raises_it_and_no_further_attempt_is_
     (tmp_path / "reference").mkdir()
     (tmp_path / "reference" / "thesis.tex").write_text("years of work")
     mailbox: Queue[Any] = Queue()
-    given = {"spec": train_spec(), "folder": os.getcwd(), "mailbox": mailbox, "failed": str(tmp_path / "failed")}
+    post = _Post(mailbox, Queue())
+    given = {"spec": train_spec(), "folder": os.getcwd(), "post": post, "failed": str(tmp_path / "failed")}
     with pytest.raises(OutputError, match="already holds something else"):
         _work(given)
     kind, (sender, error) = mailbox.get_nowait()

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from curator.errors import OutputError
+from curator.training.reference import staging as staging_module
+from curator.training.reference import train as training
 from curator.training.reference.record import TrainResult
 from curator.training.reference.staging import (
     Staging,
@@ -113,6 +115,44 @@ def test_a_publication_that_was_cut_off_is_made_good(
         one, other = (tmp_path / name / folder / "model.safetensors" for name in ("whole", "cut"))
         assert one.read_bytes() == other.read_bytes(), folder
     assert not list(tmp_path.glob(".cut*"))
+
+
+def test_what_is_left_beside_a_published_reference_is_removed_by_the_same_command(
+    train: Train, train_spec: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = train_spec(max_steps=3, eval_every=1, run={"checkpoint_minutes": 1e-6})
+
+    def cut_off(folder: Path) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(staging_module, "remove_folder", cut_off)
+        train(spec)
+    root = staging_of(tmp_path / "reference").root
+    assert (root / "resume" / "checkpoint-2").is_dir()
+    identity = (root / "run.json").read_text()
+    (root / "run.json").write_text("{}")
+    train(spec)
+    assert root.exists(), "that is of another training"
+    (root / "run.json").write_text(identity)
+    assert train(spec).steps == 3 and not root.exists()
+
+
+def test_a_reference_that_another_process_has_finished_meanwhile_is_taken(
+    train: Train, train_spec: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, output, elsewhere = train_spec(max_steps=1), tmp_path / "reference", tmp_path / "elsewhere"
+    finished = train(spec)
+    output.rename(elsewhere)
+
+    def open_late(*given: Any) -> Any:
+        elsewhere.rename(output)
+        return open_staging(*given)
+
+    monkeypatch.setattr(training, "open_staging", open_late)
+    lines: list[str] = []
+    assert train(spec, lines.append) == finished
+    assert not any(line.startswith("training on") for line in lines)
 
 
 def test_an_output_that_was_filled_meanwhile_is_said_and_publishing_can_be_repeated(tmp_path: Path) -> None:
