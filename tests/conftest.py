@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import psutil
@@ -106,6 +107,31 @@ def make_spec(tmp_path: Path, mix_rows: list[dict[str, str]]) -> Callable[..., d
         return spec | changes
 
     return make
+
+
+@pytest.fixture(scope="session")
+def load_script() -> Callable[[Path], ModuleType]:
+    """Import a file that is no module of a package: an example, or what a test's processes run."""
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    def load(path: Path) -> ModuleType:
+        spec = spec_from_file_location(f"script_{path.stem}", path)
+        assert spec is not None and spec.loader is not None
+        module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def canary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model and soft-weighted dataset of `curator check-trainer`; not to be changed."""
+    from curator.training.check.canary import write_canary
+
+    folder = tmp_path_factory.mktemp("canary") / "canary"
+    write_canary(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

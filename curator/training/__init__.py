@@ -1,7 +1,7 @@
 """Training with curated data: losses, trainers that use them, and training a reference model.
 
 `from curator.training import weighted_cross_entropy, selective_loss` needs torch (extra `transformers` or `train`);
-`WeightedSFTTrainer` needs TRL, `WeightedModule` Lightning.
+`WeightedSFTTrainer` needs TRL, `WeightedModule` and `CuratedDataModule` Lightning.
 """
 
 from importlib import import_module
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         hidden_instead_of_logits,
     )
     from curator.training.hf_trainer import WeightedTrainer
+    from curator.training.lightning_data import CuratedDataModule
     from curator.training.lightning_module import WeightedModule
     from curator.training.losses import selective_loss, weighted_cross_entropy
     from curator.training.objective import Objective
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Collator",
+    "CuratedDataModule",
     "Endless",
     "Objective",
     "TrainSpec",
@@ -41,6 +43,7 @@ __all__ = [
 
 _HOMES = {
     "Collator": "collator",
+    "CuratedDataModule": "lightning_data",
     "Endless": "endless",
     "Objective": "objective",
     "TrainSpec": "reference.spec",

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from curator.training.lightning_data import check_ranks
 from curator.training.objective import Objective
 
 
@@ -22,7 +23,9 @@ class WeightedModule(LightningModule):  # type: ignore[misc]
     """A LightningModule that trains a transformers causal language model on curated batches (see `Collator`).
 
     For automatic optimisation with one optimiser, under any strategy whose gradients are those of the parameters (one
-    device, DDP, FSDP; not DeepSpeed). Override `configure_optimizers` for another optimiser or a schedule.
+    device, DDP, FSDP; not DeepSpeed). Train it on a `CuratedDataModule`: a loader of curated rows that were opened for
+    another rank is refused, and on several ranks one that ends. Override `configure_optimizers` for another optimiser
+    or a schedule; a subclass that overrides another hook of this class calls that too.
     """
 
     def __init__(self, model: Any, learning_rate: float = 1e-4, objective: Objective | None = None) -> None:
@@ -33,6 +36,11 @@ class WeightedModule(LightningModule):  # type: ignore[misc]
         self.objective = objective or Objective()
         self._amounts: list[Tensor] = []
         self._validated = torch.zeros(2, dtype=torch.float64)
+
+    def on_train_start(self) -> None:
+        """Forget what a training that was interrupted within a step had added up, and look at what will be read."""
+        self._amounts.clear()
+        check_ranks(self.trainer, self.trainer.train_dataloader, training=True)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The micro-batch's summed loss; `on_before_optimizer_step` turns sums into means."""
@@ -61,6 +69,7 @@ class WeightedModule(LightningModule):  # type: ignore[misc]
 
     def on_validation_epoch_start(self) -> None:
         """Begin to add up."""
+        check_ranks(self.trainer, self.trainer.val_dataloaders, training=False)
         self._validated = torch.zeros(2, dtype=torch.float64)
 
     def on_validation_epoch_end(self) -> None:

@@ -6,33 +6,9 @@ python examples/trainers/train_lightning.py DATASET MODEL OUTPUT [--sequence-len
 import argparse
 
 from lightning.pytorch import Trainer
-from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import curator
-from curator.training import Collator
-from curator.training.lightning_module import WeightedModule
-
-
-class CuratedModule(WeightedModule):
-    """Opens the dataset in `train_dataloader`, where ranks are known: each reads its own rows."""
-
-    def __init__(self, model: object, learning_rate: float, dataset: str, sequence_length: int, micro_batch: int):
-        super().__init__(model, learning_rate)
-        self.dataset, self.sequence_length, self.micro_batch = dataset, sequence_length, micro_batch
-
-    def train_dataloader(self) -> DataLoader:
-        """Packed sequences of this rank."""
-        self.data = curator.load(
-            self.dataset, self.sequence_length or None, rank=self.global_rank, world_size=self.trainer.world_size
-        )
-        self.data.set_epoch(self.current_epoch)  # a resumed epoch is opened before on_train_epoch_start
-        return DataLoader(self.data, batch_size=self.micro_batch, collate_fn=Collator())
-
-    def on_train_epoch_start(self) -> None:
-        """Another order for every epoch; Lightning tells samplers only."""
-        super().on_train_epoch_start()
-        self.data.set_epoch(self.current_epoch)
+from curator.training import CuratedDataModule, WeightedModule
 
 
 def main() -> None:
@@ -51,7 +27,8 @@ def main() -> None:
     options = parser.parse_args()
 
     model = AutoModelForCausalLM.from_pretrained(options.model)
-    module = CuratedModule(model, options.learning_rate, options.dataset, options.sequence_length, options.micro_batch)
+    module = WeightedModule(model, options.learning_rate)
+    rows = CuratedDataModule(options.dataset, options.sequence_length or None, options.micro_batch)
     trainer = Trainer(
         accelerator="cpu" if options.cpu else "auto",
         devices=options.devices,
@@ -62,7 +39,7 @@ def main() -> None:
         logger=False,
         enable_progress_bar=False,
     )
-    trainer.fit(module)
+    trainer.fit(module, datamodule=rows)
     print(f"train_loss {float(trainer.callback_metrics['train_loss']):.4f}")
     if trainer.is_global_zero:
         model.save_pretrained(options.output)

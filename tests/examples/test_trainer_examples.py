@@ -16,6 +16,7 @@ CALLS = {
     "trl_sft": ("train_trl", False, ["--max-length", "48"]),
     "trl_sft hard": ("train_trl", True, ["--hard"]),
     "lightning": ("train_lightning", False, ["--sequence-length", "64"]),
+    "lightning on two ranks": ("train_lightning", False, ["--sequence-length", "64", "--devices", "2"]),
     "accelerate": ("train_accelerate", False, ["--sequence-length", "64"]),
 }
 
@@ -23,7 +24,7 @@ CALLS = {
 def run_example(folder: Path, script: str, hard: bool, options: list[str]) -> subprocess.CompletedProcess[str]:
     write_canary(folder / "canary", hard)
     paths = [str(folder / "canary" / "data"), str(folder / "canary" / "model"), str(folder / "out")]
-    common = ["--cpu", "--steps", "2", "--micro-batch", "1", "--accumulate", "2", "--learning-rate", "0.01"]
+    common = ["--cpu", "--steps", "6", "--micro-batch", "1", "--accumulate", "2", "--learning-rate", "0.01"]
     command = [sys.executable, str(EXAMPLES / f"{script}.py"), *paths, *common, *options]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env={"OMP_NUM_THREADS": "1"})
 

@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -13,27 +14,13 @@ import pytest
 import curator
 from curator.errors import TrainingError
 from curator.training import Endless
-from curator.training.check.canary import write_canary
 
 SCRIPT = Path(__file__).parent / "curated_ranks.py"
 
 
 @pytest.fixture(scope="module")
-def ranks() -> ModuleType:
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("curated_ranks", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def canary(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("canary") / "canary"
-    write_canary(folder)
-    return folder
+def ranks(load_script: Callable[[Path], ModuleType]) -> ModuleType:
+    return load_script(SCRIPT)
 
 
 def starts(canary: Path, count: int, sequence_length: int | None, rank: int = 0, world_size: int = 1) -> list[Any]:
