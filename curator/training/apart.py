@@ -28,6 +28,26 @@ def is_packed(batch: Mapping[str, Any]) -> bool:
     return "position_ids" in batch and "attention_mask" not in batch
 
 
+def check_mask(batch: Mapping[str, Any]) -> None:
+    """Refuse a plain attention mask beside positions that restart: with it transformers does not look at positions.
+
+    Collators that pad add one by themselves, such as `DataCollatorWithPadding`, also to packed rows.
+
+    Raises:
+        TrainingError: a document that begins inside a row would see those before it.
+    """
+    mask_BT, positions_BT = batch.get("attention_mask"), batch.get("position_ids")
+    if mask_BT is None or positions_BT is None or mask_BT.shape != positions_BT.shape:
+        return
+    begins_BT = (positions_BT[:, 1:] == 0) & (mask_BT[:, 1:] != 0) & (mask_BT[:, :-1] != 0)
+    if bool(begins_BT.any()):
+        raise TrainingError(
+            f"the batch has an attention_mask, and position_ids that restart at {int(begins_BT.sum())} places inside "
+            "its rows: with a mask transformers lets these documents see each other; use curator.training.Collator, "
+            "or take attention_mask out of the batch"
+        )
+
+
 def check_apart(model: Any, device: torch.device) -> None:
     """Refuse a model in which one document of a packed row changes the logits of the next.
 

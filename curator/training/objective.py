@@ -16,7 +16,7 @@ from torch import Tensor
 
 from curator.errors import TrainingError
 from curator.tables import IGNORED_LABEL, LOGPROBS_PREFIX
-from curator.training.apart import attention_of, check_apart, is_packed
+from curator.training.apart import attention_of, check_apart, check_mask, is_packed
 from curator.training.collator import Collator
 from curator.training.fused import fused_selective_loss, fused_weighted_cross_entropy, hidden_instead_of_logits
 from curator.training.losses import selective_loss, weighted_cross_entropy
@@ -82,8 +82,10 @@ class Objective:
             micro-batches by theirs.
 
         Raises:
-            TrainingError: the batch lacks a column, or is packed and the model does not keep its documents apart.
+            TrainingError: the batch lacks a column, or is packed and its mask or the model does not keep its documents
+                apart.
         """
+        check_mask(batch)
         if is_packed(batch):
             check_apart(model, batch["input_ids"].device)
         amount = self.amount(batch)

@@ -45,6 +45,21 @@ def make_mixtral() -> Any:
     return transformers.MixtralForCausalLM(transformers.MixtralConfig(num_local_experts=4, **SMALL))
 
 
+def test_a_mask_beside_packed_positions_is_refused() -> None:
+    """As a collator that pads makes one, to rows that need no padding."""
+    batch = packed_batch()
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    model, logits = make_llama(), []
+    for first in (1, 2):
+        batch["input_ids"][0, 0] = first
+        logits.append(model(batch["input_ids"], batch["attention_mask"], batch["position_ids"]).logits[0, 6:])
+    assert not torch.allclose(*logits, atol=1e-4), "the second document sees the first"
+    with pytest.raises(TrainingError, match=r"position_ids that restart at 6 places inside .*take attention_mask out"):
+        Objective().loss(model, batch)
+    whole = Collator()([{"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}, {"input_ids": [4, 5], "labels": [-100, 5]}])
+    Objective().loss(model, {**whole, "position_ids": torch.tensor([[0, 1, 2], [0, 1, 0]])})
+
+
 def packed_batch() -> dict[str, Tensor]:
     """Nine documents in three rows of 20 tokens, none of them cut."""
     rows = []
