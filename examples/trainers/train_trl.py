@@ -9,11 +9,22 @@ the labels of soft weights, so `--hard` refuses those.
 import argparse
 from pathlib import Path
 
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from curator.training.trl_trainer import WeightedSFTTrainer
+
+
+def load_rows(dataset: str, hard: bool) -> Dataset:
+    """The curated rows, or, once their weights are seen to be 0 and 1, what TRL's own trainer takes of them."""
+    rows = load_dataset("parquet", data_files=str(Path(dataset) / "curated" / "*.parquet"), split="train")
+    if not hard:
+        return rows
+    for weights in rows["token_weights"]:
+        if any(weight not in (0, 1) for weight in weights):
+            raise SystemExit("the weights are soft: labels alone would drop them; leave out --hard")
+    return rows.select_columns(["input_ids", "labels"])
 
 
 def main() -> None:
@@ -32,12 +43,6 @@ def main() -> None:
     parser.add_argument("--cpu", action="store_true")
     options = parser.parse_args()
 
-    rows = load_dataset("parquet", data_files=str(Path(options.dataset) / "curated" / "*.parquet"), split="train")
-    if options.hard:
-        for weights in rows["token_weights"]:
-            if any(weight not in (0, 1) for weight in weights):
-                raise SystemExit("the weights are soft: labels alone would drop them; leave out --hard")
-        rows = rows.select_columns(["input_ids", "labels"])
     config = SFTConfig(
         output_dir=options.output,
         max_length=options.max_length,
@@ -61,7 +66,7 @@ def main() -> None:
     trainer = trainer_class(
         model=options.model,
         args=config,
-        train_dataset=rows,
+        train_dataset=load_rows(options.dataset, options.hard),
         processing_class=AutoTokenizer.from_pretrained(options.model),
         peft_config=peft_config,
     )

@@ -12,14 +12,6 @@ from trl import SFTConfig
 import curator
 from curator.errors import TrainingError
 from curator.training import Endless, Objective, WeightedSFTTrainer
-from curator.training.check.canary import write_canary
-
-
-@pytest.fixture(scope="module")
-def canary(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("canary") / "canary"
-    write_canary(folder)
-    return folder
 
 
 def make_trainer(canary: Path, output: Path, rows: Any, objective: Objective | None = None, **more: Any) -> Any:
@@ -66,6 +58,23 @@ def test_rows_are_left_out_by_what_the_objective_uses(tmp_path: Path, canary: Pa
     online = make_trainer(canary, tmp_path, rows, Objective(keep=0.5, reference="base"), max_length=max_length)
     assert len(stored.train_dataset) == 1
     assert sorted(online.train_dataset["input_ids"]) == [[5, 6, 7], [8, 9, 10]]
+
+
+def test_what_max_length_cuts_is_told(tmp_path: Path, canary: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = Dataset.from_dict(SCORED).select([1, 0])
+    make_trainer(canary, tmp_path, rows, max_length=2)
+    assert "train dataset: 2 of 2 rows are longer than max_length=2, and the 2 tokens behind it are not" in caplog.text
+    assert "train dataset: 1 of 2 rows have no token to train on and are left out" in caplog.text
+    caplog.clear()
+    make_trainer(canary, tmp_path, rows.select([1]), max_length=3)
+    assert not caplog.text
+
+
+def test_a_dataset_to_evaluate_may_be_called_train(tmp_path: Path, canary: Path) -> None:
+    trainer = make_trainer(canary, tmp_path, curator.load(canary / "data"))
+    rows = Dataset.from_dict(SCORED).select([0])
+    prepared = trainer._prepare_dataset(rows, trainer.processing_class, trainer.args, False, None, "train")
+    assert prepared["input_ids"][:] == [[5, 6, 7]]
 
 
 def test_a_dataset_without_a_token_to_train_on_is_refused(tmp_path: Path, canary: Path) -> None:
