@@ -7,6 +7,7 @@ the trainers' documented formats in the files of this folder that define `READER
 
 import importlib.util
 import itertools
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from curator.export import ExportRecord
 from curator.manifest import Manifest, ShardEntry, Totals
 
 Document = tuple[Sequence[int], Sequence[float]]
@@ -24,6 +26,7 @@ Reader = Callable[[Path, dict[str, Any]], list[Document]]
 Triples = Counter[tuple[int, int, float]]
 
 EOS = 1
+LENGTHS = [5, 3, 8, 2, 4, 9, 6, 7, 12, 2, 3]
 _FOLDER = Path(__file__).parent
 
 
@@ -46,7 +49,18 @@ def readers() -> dict[str, Reader]:
     return _load_readers()
 
 
-def _make_documents(lengths: Sequence[int], soft: bool, seed: int) -> list[Document]:
+@pytest.fixture(scope="session")
+def read(readers: dict[str, Reader]) -> Callable[[Path], tuple[ExportRecord, list[Document]]]:
+    """What was written: its record, and the documents as the trainer keeps them apart."""
+
+    def read(folder: Path) -> tuple[ExportRecord, list[Document]]:
+        record = json.loads((folder / "export.json").read_text())
+        return ExportRecord.model_validate(record), readers[record["kind"]](folder, record)
+
+    return read
+
+
+def _make_documents(lengths: Sequence[int] = LENGTHS, *, soft: bool, seed: int) -> list[Document]:
     """Documents of ever new ids, each ended by EOS; every fifth keeps no token."""
     random = np.random.default_rng(seed)
     documents, number = [], EOS + 1
@@ -126,3 +140,13 @@ def triples() -> Callable[[Sequence[Document]], Triples]:
         )
 
     return count
+
+
+@pytest.fixture
+def hard(tmp_path: Path, make_documents: Callable[..., Any], write_dataset: Callable[..., Path]) -> Path:
+    return write_dataset(tmp_path / "dataset", make_documents(soft=False, seed=1))
+
+
+@pytest.fixture
+def soft(tmp_path: Path, make_documents: Callable[..., Any], write_dataset: Callable[..., Path]) -> Path:
+    return write_dataset(tmp_path / "dataset", make_documents(soft=True, seed=1))
