@@ -10,12 +10,12 @@ all machines.
 """
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from signal import SIGTERM
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from typing import Any, NamedTuple
 
 from curator import (
@@ -26,9 +26,10 @@ from curator.errors import ClusterError, CuratorError, TrainingError
 from curator.training.reference.place import find_output
 from curator.training.reference.record import TrainResult
 from curator.training.reference.spec import Say, TrainRun, TrainSpec
-from curator.training.reference.staging import RAY_FAILED, RAY_RUN, remove_folder, take_ray_folder
+from curator.training.reference.staging import RAY_FAILED, RAY_RUN, open_ray_folder
 
 _POLL_S = 0.5
+_RAYS_HANDLER = "ray._private.worker"
 _FURTHER_ATTEMPTS = 2
 
 
@@ -72,11 +73,8 @@ def train_on_ray(spec: TrainSpec, say: Say) -> TrainResult:
     output = find_output(spec.output)
     with cluster.connect(spec.run.address):
         _check_room(spec.run)
-        scratch = take_ray_folder(output)
-        try:
+        with open_ray_folder(output) as scratch:
             return _follow(lambda post: _fit(spec, post, scratch), say)
-        finally:
-            remove_folder(scratch)
 
 
 def _check_room(run: TrainRun) -> None:
@@ -194,6 +192,21 @@ def _follow(fit: Callable[[_Post], None], say: Say) -> TrainResult:
     return TrainResult.model_validate_json(heard.result)
 
 
+@contextmanager
+def _postponed() -> Iterator[Callable[[], bool]]:
+    """Only note a Ctrl-C or SIGTERM, of which Ray would end this process as soon as it is connected."""
+    handler = signal.getsignal(signal.SIGTERM)
+    of_ray = getattr(handler, "__module__", None) == _RAYS_HANDLER and current_thread() is main_thread()
+    if of_ray:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with interrupts.postponed(signal.SIGTERM) as interrupted:
+            yield interrupted
+    finally:
+        if of_ray:
+            signal.signal(signal.SIGTERM, handler)
+
+
 def _listen(post: _Post, ended: list[BaseException | None], say: Say) -> _Heard:
     """Take what comes from the workers until they have ended, and tell them when somebody wants them to leave."""
     from ray.util.queue import Empty
@@ -203,7 +216,7 @@ def _listen(post: _Post, ended: list[BaseException | None], say: Say) -> _Heard:
     with ExitStack() as stack:
         while True:
             if heard.began and interrupted is None:
-                interrupted = stack.enter_context(interrupts.postponed(SIGTERM))
+                interrupted = stack.enter_context(_postponed())
             if interrupted is not None and interrupted() and not told:
                 told = True
                 post.wishes.put(True)

@@ -43,7 +43,10 @@ class LoraOptions(StrictModel):
 
 
 class TrainRun(StrictModel):
-    """How to work; decides nothing about what comes out but rounding, and may differ when a training is resumed."""
+    """How to work; may differ when a training is resumed.
+
+    Decides nothing about what comes out but rounding and, where `lora.dropout` is set, which inputs are dropped.
+    """
 
     workers: int = Field(
         default=1,

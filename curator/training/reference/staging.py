@@ -114,17 +114,28 @@ def ray_folder_of(output: Path) -> Path:
     return output.parent / f".{output.name}-ray"
 
 
-def take_ray_folder(output: Path) -> Path:
-    """Make Ray Train's folder, or take what an earlier training left; raises OutputError if it cannot be."""
+@contextmanager
+def open_ray_folder(output: Path) -> Iterator[Path]:
+    """Take Ray Train's folder, with what an earlier training left, and remove it at the end.
+
+    Raises:
+        OutputError: it cannot be made, another process trains by it, or no training made what is there.
+    """
     folder = ray_folder_of(output)
     try:
-        _refuse_foreign(folder, frozenset({_IDENTITY, RAY_RUN, RAY_FAILED}))
+        _refuse_foreign(folder, frozenset({_LOCK, _IDENTITY, RAY_RUN, RAY_FAILED}))
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / _IDENTITY).write_text(json.dumps({"output": output.name}), encoding="utf-8")
-        (folder / RAY_FAILED).unlink(missing_ok=True)
+        locked = _lock(folder)
     except OSError as error:
         raise cannot_write(folder, error) from error
-    return folder
+    with locked:
+        try:
+            with written(folder / _IDENTITY):
+                (folder / _IDENTITY).write_text(json.dumps({"output": output.name}), encoding="utf-8")
+            remove(folder / RAY_FAILED)
+            yield folder
+        finally:
+            remove_folder(folder)
 
 
 def remove_folder(folder: Path) -> None:

@@ -37,6 +37,8 @@ class ReferenceTrainer(WeightedTrainer):
             TrainerState.load_from_json(str(place / "trainer_state.json"))
             for name in _PARTS:  # without one, the library would begin that part anew
                 (place / name).stat()
+            if not list(place.glob("rng_state*.pth")):  # one for each process that there was
+                raise FileNotFoundError(f"no rng_state.pth in {str(place)!r}")
         self.train(resume_from_checkpoint=str(place))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

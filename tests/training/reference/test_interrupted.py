@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
@@ -138,6 +138,22 @@ class RaysQueue(Queue[Any]):
         """Nothing runs."""
 
 
+@pytest.fixture
+def rays_handler() -> Iterator[None]:
+    """Takes SIGTERM as Ray does when it is connected."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def leave(number: int, frame: Any) -> None:
+        raise SystemExit(number)
+
+    leave.__module__ = "ray._private.worker"
+    signal.signal(signal.SIGTERM, leave)
+    yield
+    assert signal.getsignal(signal.SIGTERM) is leave, "it is as it was before"
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("rays_handler")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_command_ends_the_workers_at_a_resume_point(
     train_spec: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals

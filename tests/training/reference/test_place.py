@@ -14,7 +14,7 @@ import yaml
 from curator.errors import OutputError
 from curator.training import TrainSpec, train_reference
 from curator.training.reference.place import find_free_output
-from curator.training.reference.staging import Staging, staging_of, take_ray_folder
+from curator.training.reference.staging import Staging, open_ray_folder, staging_of
 
 Make = Callable[..., dict[str, Any]]
 
@@ -86,7 +86,7 @@ def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(train_spec: Make
 
 def test_so_is_one_for_ray() -> None:
     with pytest.raises(OutputError, match=r"'/proc/nothing/\.x-ray' cannot be written \(No such file"):
-        take_ray_folder(Path("/proc/nothing/x"))
+        open_ray_folder(Path("/proc/nothing/x")).__enter__()
 
 
 def test_a_finished_reference_that_cannot_be_put_in_its_place_is_kept_and_put_there_later(

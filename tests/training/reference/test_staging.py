@@ -13,11 +13,10 @@ from curator.training.reference import train as training
 from curator.training.reference.record import TrainResult
 from curator.training.reference.staging import (
     Staging,
+    open_ray_folder,
     open_staging,
     ray_folder_of,
-    remove_folder,
     staging_of,
-    take_ray_folder,
 )
 
 Make = Callable[..., dict[str, Any]]
@@ -58,12 +57,9 @@ def test_what_no_training_made_is_refused_and_left_alone(
     thesis.write_text("years of work")
     put(staging_of(output).root if take == "staging" else ray_folder_of(output), thesis)
     before = {str(path): path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
-    with pytest.raises(OutputError, match="move it away, or name another output"):
-        if take == "ray":
-            take_ray_folder(output)
-        else:
-            with open_staging(output, {}, lambda line: None):
-                pass
+    opened = open_ray_folder(output) if take == "ray" else open_staging(output, {}, lambda line: None)
+    with pytest.raises(OutputError, match="move it away, or name another output"), opened:
+        pass
     assert {str(path): path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
 
 
@@ -79,15 +75,18 @@ def test_a_training_refuses_a_staging_folder_that_is_a_link(train: Train, train_
 
 def test_what_a_killed_training_left_is_taken_and_removed(tmp_path: Path) -> None:
     output = tmp_path / "out"
-    for folder in (staging_of(output).root, take_ray_folder(output)):
-        folder.mkdir(exist_ok=True)
+    for folder in (staging_of(output).root, ray_folder_of(output)):
+        folder.mkdir()
         (folder / "run.json").write_text("{}")
     (ray_folder_of(output) / "failed").touch()
     staging_of(output).model.mkdir()
-    assert not (take_ray_folder(output) / "failed").exists(), "a new training is not the one that failed"
+    with open_ray_folder(output) as folder:
+        assert not (folder / "failed").exists(), "a new training is not the one that failed"
+        with pytest.raises(OutputError, match="another process is training"), open_ray_folder(output):
+            pass
+        assert folder.is_dir(), "that of a training is not another's to remove"
     with open_staging(output, {"spec": 1}, lambda line: None) as staging:
         assert sorted(path.name for path in staging.root.iterdir()) == ["lock", "run.json"]
-    remove_folder(ray_folder_of(output))
     assert list(tmp_path.iterdir()) == []
 
 
