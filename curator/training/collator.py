@@ -50,8 +50,9 @@ class Collator:
 
     def __post_init__(self) -> None:
         """Refuse a multiple that is none."""
-        if self.pad_to_multiple_of is not None and self.pad_to_multiple_of < 1:
-            raise TrainingError(f"pad_to_multiple_of={self.pad_to_multiple_of}; use 1 or more, such as 8, or None")
+        multiple = self.pad_to_multiple_of
+        if multiple is not None and not (isinstance(multiple, int) and multiple >= 1):
+            raise TrainingError(f"pad_to_multiple_of={multiple!r}; use 1 or more, such as 8, or None")
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Pad and stack rows to tensors of shape (B, T).

@@ -94,9 +94,9 @@ class Stream:
         self._again: deque[Batch] = deque()
 
     def __iter__(self) -> Iterator[Batch]:
-        unused = self._given - self._count_trained()
-        self._again = deque(list(self._recent)[max(0, len(self._recent) - unused) :])
-        self._given -= len(self._again)
+        for _ in range(min(self._given - self._count_trained(), len(self._recent))):
+            self._again.appendleft(self._recent.pop())
+            self._given -= 1
         return self
 
     def __next__(self) -> Batch:

@@ -49,8 +49,8 @@ class Objective:
 
     def __post_init__(self) -> None:
         """Refuse a share that is none."""
-        if self.keep is not None and not 0 < self.keep <= 1:
-            raise TrainingError(f"keep={self.keep} is not a share; use a value above 0 and at most 1, such as 0.6")
+        if self.keep is not None and not (isinstance(self.keep, int | float) and 0 < self.keep <= 1):
+            raise TrainingError(f"keep={self.keep!r} is not a share; use a value above 0 and at most 1, such as 0.6")
 
     @property
     def columns(self) -> tuple[str, ...]:

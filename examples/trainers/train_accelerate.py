@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("dataset", help="folder of a curated dataset")
     parser.add_argument("model", help="folder or hub name")
     parser.add_argument("output", help="folder for the trained model")
-    parser.add_argument("--sequence-length", type=int, default=1024)
+    parser.add_argument("--sequence-length", type=int, default=1024, help="pack to this many tokens; 0 = whole rows")
     parser.add_argument("--micro-batch", type=int, default=4)
     parser.add_argument("--accumulate", type=int, default=4)
     parser.add_argument("--steps", type=int, default=100)
@@ -61,7 +61,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate)
     # curator.load gives each rank its own rows, so the loader itself is not prepared. Epoch follows epoch without an
     # end, so that no rank waits for another that has fewer rows.
-    data = Endless(curator.load(options.dataset, options.sequence_length))
+    data = Endless(curator.load(options.dataset, options.sequence_length or None))
     loader = DataLoader(data, batch_size=options.micro_batch, collate_fn=Collator())
     model, optimizer = accelerator.prepare(model, optimizer)
     stream = (send_to_device(batch, accelerator.device) for batch in loader)

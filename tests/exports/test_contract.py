@@ -79,6 +79,20 @@ def test_documents_stay_apart(
         assert record.eos_id not in ids[:-1]
 
 
+@pytest.mark.parametrize("length", [2, 5, 4096])
+@pytest.mark.parametrize("form", FORMS, ids=kind_of)
+def test_documents_of_one_token_without_a_kept_one_and_long_ones(
+    form: type[Form], length: int, tmp_path: Path, read: Callable[..., Any], write_dataset: Callable[..., Path],
+    triples: Callable[..., Any],
+) -> None:  # fmt: skip
+    long = ([*range(30, 230), 1], [0.0, *[1.0] * 200])
+    documents = [([1], [0.0]), ([5, 1], [0.0, 1.0]), ([6], [0.0]), ([20, 21, 22, 1], [0.0] * 4), long]
+    dataset = write_dataset(tmp_path / "dataset", documents)
+    record = export_dataset(dataset, form(), tmp_path / "out", sequence_length=length)
+    assert (record.rows, record.skipped_rows, record.kept_tokens) == (2, 3, 201)
+    assert triples(read(tmp_path / "out")[1]) == triples(documents)
+
+
 @pytest.mark.parametrize("form", FORMS, ids=kind_of)
 @settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lengths=st.lists(st.integers(2, 25), min_size=1, max_size=9), length=st.integers(3, 19), seed=st.integers(0, 9))

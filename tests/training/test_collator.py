@@ -1,10 +1,12 @@
 """Padding that never counts."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from curator.errors import TrainingError
-from curator.training import Collator, weighted_cross_entropy
+from curator.training import Collator, Objective, weighted_cross_entropy
 
 
 def row(length: int) -> dict[str, object]:
@@ -83,5 +85,12 @@ def test_marks_that_would_be_lost_are_refused() -> None:
 
 
 def test_a_multiple_that_is_none_is_refused() -> None:
-    with pytest.raises(TrainingError, match="pad_to_multiple_of=-8; use 1 or more"):
-        Collator(pad_to_multiple_of=-8)
+    for multiple in (-8, 0, 8.0, "8"):
+        with pytest.raises(TrainingError, match=f"pad_to_multiple_of={multiple!r}; use 1 or more"):
+            Collator(pad_to_multiple_of=multiple)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("keep", [0, 1.5, float("nan"), "0.5"])
+def test_a_share_that_is_none_is_named(keep: Any) -> None:
+    with pytest.raises(TrainingError, match=f"keep={keep!r} is not a share"):
+        Objective(keep=keep)

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 import curator
 from curator.errors import TrainingError
 from curator.training import Collator, CuratedDataModule, Endless, WeightedModule
-from curator.training.lightning_data import check_ranks
+from curator.training.lightning_data import Stream, check_ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's own, about workers and the machine
 
@@ -72,6 +72,15 @@ def test_lightnings_epochs_and_resumed_runs_go_on_with_the_next_batch(
     first.save_checkpoint(tmp_path / "seven.ckpt")
     _, seen = fit({"max_steps": 12}, tmp_path / "seven.ckpt")
     assert seen == expected[7:]
+
+
+def test_a_batch_that_was_fetched_and_not_trained_on_comes_again() -> None:
+    trained = 2
+    stream = Stream(list(range(9)), lambda: trained)  # type: ignore[arg-type]
+    assert [next(iter(stream)) for _ in range(3)] == [2, 2, 2], "however often the iterator is asked for"
+    assert [next(stream), next(iter(stream))] == [3, 2]
+    trained = 3
+    assert list(iter(stream)) == [3, 4, 5, 6, 7, 8]
 
 
 def test_a_training_that_nothing_stops_is_refused(canary: Path) -> None:
