@@ -68,7 +68,7 @@ def test_one_step_is_that_of_the_weighted_loss(
 def test_held_out_loss_is_weighted_too(
     train_spec: Make, write_dataset: Callable[..., Path], fingerprint: str, tiny_llama: Path
 ) -> None:
-    alike = [([7, 11, 19, 23, 5, 80], [0.0, 0.5, 0.0, 2.0, 0.0, 0.0])] * 8
+    alike = [([7, 11, 19, 23, 5, last], [0.0, 0.5, 0.0, 2.0, 0.0, 0.0]) for last in range(80, 88)]  # of one loss
     spec = train_spec(corpus=None, dataset=str(write_dataset(alike, fingerprint)), max_steps=1)
     result = train_reference(TrainSpec.model_validate(spec), lambda line: None)
     with torch.no_grad():
