@@ -84,8 +84,7 @@ def fine_tune(
 
     Raises:
         KeyboardInterrupt: somebody wanted it to end.
-        TrainingError: the rows are longer than the model's context or hold tokens that it has not, nothing is left to
-            hold out, it diverged, or the base's own loss is no number.
+        TrainingError: rows beyond the model's context or vocabulary, nothing to hold out, or a loss that is no number.
         OutputError: the disk is full, or the resume point is damaged.
     """
     _check_fit(base.model, spec.sequence_length, documents)
