@@ -9,7 +9,7 @@ import numpy as np
 
 WIDTH, HEIGHT, LEFT, TOP, GAP, LEGEND = 900, 380, 56, 44, 64, 22
 COLORS = (
-    "#57606a", "#0969da", "#cf222e", "#1a7f37", "#8250df", "#bf8700", "#bf3989", "#0a7ea4", "#e16f24", "#6e7781",
+    "#57606a", "#0969da", "#cf222e", "#1a7f37", "#8250df", "#bf8700", "#bf3989", "#0a7ea4", "#e16f24", "#7cb518",
     "#116329", "#953800",
 )  # fmt: skip
 STYLE = """
