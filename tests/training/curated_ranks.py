@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoModelForCausalLM, TrainingArguments
 
 import curator
@@ -47,3 +48,4 @@ if __name__ == "__main__":
     weights = sum(float(p.detach().double().abs().sum()) for p in trainer.model.parameters())
     told = {"seen": trainer.seen, "step": trainer.state.global_step, "loss": loss, "weights": weights}
     (output / f"{os.environ['RANK']}.json").write_text(json.dumps(told))
+    torch.distributed.destroy_process_group()  # else its threads may abort the interpreter's end

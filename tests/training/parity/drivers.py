@@ -266,3 +266,5 @@ if __name__ == "__main__":
         taken[case] = record(name, Task(lay_out(make_documents(), layout), 3, Objective(fused=form == "fused")))
     if os.environ["RANK"] == "0":
         torch.save(taken, output)
+    if torch.distributed.is_initialized():  # else its threads may abort the interpreter's end
+        torch.distributed.destroy_process_group()
