@@ -1,8 +1,9 @@
 """Tiny random checkpoints of several architectures, written as any trainer would write them."""
 
 import json
+import runpy
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -117,3 +118,10 @@ def tokenized_checkpoint(checkpoint: Callable[[str], Path], tmp_path_factory: py
     config = json.loads((made / "config.json").read_text())  # whose special ids are ordinary tokens there
     (made / "config.json").write_text(json.dumps(config | dict.fromkeys(SPECIAL_IDS)))
     return made
+
+
+@pytest.fixture
+def rogue() -> Iterator[Any]:
+    """A server that misbehaves on purpose (rogue.py)."""
+    with runpy.run_path(str(Path(__file__).with_name("rogue.py")))["serve"]() as rogue:
+        yield rogue
