@@ -3,6 +3,7 @@
 import json
 import os
 import queue
+import runpy
 import signal
 import subprocess
 import sys
@@ -228,3 +229,19 @@ def job_spec(service_corpus: Path) -> MakeJobSpec:
         } | changes
 
     return make
+
+
+_SHELF = runpy.run_path(str(Path(__file__).with_name("shelf.py")))
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Any:
+    """A file of five megabytes that a server gives out (shelf.py)."""
+    return _SHELF["Shelf"](tmp_path, 5_000_001)
+
+
+@pytest.fixture
+def port(shelf: Any) -> Iterator[int]:
+    """Where the shelf's server listens."""
+    with _SHELF["serving"](shelf.app()) as port:
+        yield port
