@@ -10,10 +10,12 @@ Errors that no retry can mend (a full disk, a bad tokenizer) end the map at once
 """
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, Literal, TypeVar
 
 import curator
@@ -29,6 +31,7 @@ import ray
 import ray.exceptions
 
 _POLL_S = 0.5
+_ASKED_PER_S = 100  # workers, how far they are: a thousand of them must not keep the driver busy with that
 _ENVIRONMENT = {
     "ARROW_DEFAULT_MEMORY_POOL": "system",
     "MALLOC_ARENA_MAX": "2",
@@ -130,20 +133,21 @@ class _Run(Generic[Task, Result]):
         self.generation, self.retries, self.stage = generation, retries, stage
         self.reporter, self.tokens_of, self.on_result = reporter, tokens_of, on_result
         self.queue: deque[tuple[Task, int]] = deque((task, 1) for task in tasks)
-        self.stage_ref = ray.put(stage)
+        self.fetch_stage = partial(ray.get, ray.put(stage))  # once per actor: a plan of 100,000 shards takes a second
         self.idle = list(actors)
         self.running: dict[Any, tuple[Any, Task, int]] = {}
         self.leaving: dict[Any, Any] = {}
         self.status: dict[Any, Any] = {}
         self.live_tokens: dict[Any, int] = {}
-        self.hints: dict[Any, Task] = {}
+        self.hints: dict[Any, tuple[Task, int]] = {}  # by actor, what it loads ahead; not in the queue
+        self.next_poll_s = 0.0
         self.failures: list[ShardFailure[Task]] = []
         self.tasks_done = self.tokens_done = 0
 
     def drive(self) -> list[ShardFailure[Task]]:
-        while self.queue or self.running or self.leaving:
+        while self.queue or self.hints or self.running or self.leaving:
             interrupts.check()
-            while self.queue and self.idle:
+            while (self.queue or self.hints) and self.idle:
                 self._assign(self.idle.pop(0))
             ready, _ = ray.wait([*self.running, *self.leaving], num_returns=1, timeout=_POLL_S)
             for reference in ready:
@@ -157,16 +161,11 @@ class _Run(Generic[Task, Result]):
         return self.failures
 
     def _assign(self, actor: Any) -> None:
-        """Give an actor the shard that it has already loaded, if that is still free, else the first of the queue."""
-        hint = self.hints.pop(actor, None)
-        position = next((i for i, (task, _) in enumerate(self.queue) if task == hint), 0) if hint is not None else 0
-        task, attempt = self.queue[position]
-        del self.queue[position]
-        hinted = list(self.hints.values())
-        upcoming = next((waiting for waiting, _ in self.queue if waiting not in hinted), None)
-        if upcoming is not None:
-            self.hints[actor] = upcoming
-        reference = actor.run.remote(self.generation, self.stage_ref, task, upcoming)
+        """Give an actor the shard that it has loaded ahead, else the queue's first, else one that another loads."""
+        own = self.hints.pop(actor, None)
+        task, attempt = own or (self.queue.popleft() if self.queue else self.hints.popitem()[1])
+        upcoming = self.hints.setdefault(actor, self.queue.popleft())[0] if self.queue else None
+        reference = actor.run.remote(self.generation, self.fetch_stage, task, upcoming)
         self.running[reference] = (actor, task, attempt)
 
     def _collect(self, reference: Any) -> None:
@@ -200,16 +199,21 @@ class _Run(Generic[Task, Result]):
             return Failure(died, "")
 
     def _poll(self) -> None:
-        """Ask every busy actor how far it is, without waiting for the answer."""
-        busy = {actor for actor, _, _ in self.running.values()}
-        for actor in busy:
-            asked = self.status.get(actor)
-            if asked is None:
+        """Ask every busy actor how far it is, without waiting for the answer; the more there are, the less often."""
+        now_s = time.monotonic()
+        if now_s < self.next_poll_s:
+            return
+        self.next_poll_s = now_s + max(_POLL_S, len(self.running) / _ASKED_PER_S)
+        asked = [reference for reference in self.status.values() if reference is not None]
+        answered = set(ray.wait(asked, num_returns=len(asked), timeout=0)[0]) if asked else set()
+        for actor, _, _ in self.running.values():
+            asked_of = self.status.get(actor)
+            if asked_of is None:
                 self.status[actor] = actor.status.options(concurrency_group="status").remote()
-            elif ray.wait([asked], timeout=0)[0]:
+            elif asked_of in answered:
                 self.status[actor] = None
                 try:
-                    self.live_tokens[actor] = ray.get(asked)
+                    self.live_tokens[actor] = ray.get(asked_of)
                 except ray.exceptions.RayActorError:
                     self.live_tokens[actor] = 0
 

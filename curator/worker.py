@@ -99,12 +99,12 @@ class StageWorker:
         """End the process: whatever started it starts a fresh one. Never returns."""
         os._exit(1)
 
-    def run(self, generation: int, stage: Stage[Any, Any], task: Any, upcoming: Any) -> Any:
+    def run(self, generation: int, fetch_stage: Callable[[], Stage[Any, Any]], task: Any, upcoming: Any) -> Any:
         """Do one task, and begin to load the one that will probably come next.
 
         Args:
-            generation: a new number means a new stage, which is opened first.
-            stage: the stage.
+            generation: a new number means a new stage, which is fetched and opened first.
+            fetch_stage: gives the stage.
             task: what to do.
             upcoming: what to load ahead, or None.
 
@@ -117,6 +117,7 @@ class StageWorker:
             if opening:
                 self._ahead = self._stage = None  # what the last stage held must be gone before the next one starts
                 gc.collect()
+                stage = fetch_stage()
                 stage.open()
                 self._stage, self._generation, opening = stage, generation, False
             assert self._stage is not None
