@@ -1,13 +1,16 @@
 """Progress of a job as events: what the service's users watch, beside what a person at a terminal reads.
 
-Invariant: every progress event holds all stages so far, so that the newest one alone says how far the job is.
+Invariants: every progress event holds all stages so far, so that the newest one alone says how far the job is; and its
+`counted` holds only what has been done since the one before, so that whoever adds up all of them counts nothing twice,
+however often the job is started again.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from curator.progress import Reporter
+from curator.progress import Reporter, ShardResult
 
 _PROGRESS_S = 1.0
 
@@ -24,6 +27,8 @@ class EventReporter:
         self._status = "validating"
         self._started_s = self._written_s = 0.0
         self._done = (0, 0, 0)
+        self._tokens_counted = 0
+        self._results: Counter[ShardResult] = Counter()
 
     def start(self, stage: str, shards: int, tokens: int) -> None:
         """A stage begins; the first one puts the job in progress, publishing finalizes it."""
@@ -36,6 +41,7 @@ class EventReporter:
         self._write("stage", entry)
         self._started_s = time.monotonic()
         self._done = (0, 0, 0)
+        self._tokens_counted = 0
         self._progress()
         self._shown.start(stage, shards, tokens)
 
@@ -53,6 +59,15 @@ class EventReporter:
         self._write("stage", self._stages[-1])
         self._progress()
         self._shown.finish()
+
+    def count_shards(self, result: ShardResult, shards: int) -> None:
+        """Part of the next progress event."""
+        self._results[result] += shards
+
+    def flush(self) -> None:
+        """Write what a stage that was broken off had done since its last progress event."""
+        if self._stages and (self._results or self._new_tokens()):
+            self._progress()
 
     def say(self, message: str) -> None:
         """One line."""
@@ -74,5 +89,22 @@ class EventReporter:
                 "tokens_done": tokens_done, "tokens": stage["tokens"], "workers": workers,
                 "tokens_per_s": None if rate is None else round(rate, 1),
                 "eta_s": None if not rate else round(remaining / rate, 1),
+                "counted": self._take_counts(),
             },
         )  # fmt: skip
+
+    def _take_counts(self) -> dict[str, Any]:
+        tokens, shards = self._new_tokens(), dict(self._results)
+        self._tokens_counted += tokens
+        self._results.clear()
+        return {"tokens": tokens, "shards": shards}
+
+    def _new_tokens(self) -> int:
+        """Tokens done and not counted yet; 0 after a failed attempt, until as many have been done again.
+
+        While a stage runs, workers' figures are ahead for moments: they count up to the stage's estimate.
+        """
+        done, stage = self._done[1], self._stages[-1]
+        if stage["state"] == "started":
+            done = min(done, stage["tokens"])
+        return max(done - self._tokens_counted, 0)

@@ -174,7 +174,13 @@ def _run_here(directory: JobDirectory, shown: Reporter) -> None:
 def _curate(record: JobRecord, write: Write, shown: Reporter) -> dict[str, Any]:
     from curator.pipeline import curate
 
-    manifest = curate(parse_spec(record.spec, RECORD_ORIGIN), EventReporter(write, shown))
+    reporter = EventReporter(write, shown)
+    try:
+        manifest = curate(parse_spec(record.spec, RECORD_ORIGIN), reporter)
+    except Exception:
+        with suppress(CuratorError, OSError):  # why the job failed is what is to be told
+            reporter.flush()
+        raise
     return {
         "totals": manifest.totals.model_dump(),
         "quarantined": manifest.quarantined,

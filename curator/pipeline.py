@@ -27,7 +27,7 @@ from curator.manifest import (
 )
 from curator.partial import write_partial_manifest
 from curator.plan import PLAN, Plan, ShardRef, read_plan, with_absolute_places
-from curator.progress import Reporter, Silent
+from curator.progress import Reporter, Silent, count_shards
 from curator.publish import bad_rows, publish_dataset
 from curator.spec import CurationSpec, parse_spec
 from curator.stages.calibrate import calibrate
@@ -195,11 +195,20 @@ def _map(job: Job, pool: Pool, name: str, stage: Any, tasks: Sequence[Any]) -> l
     was scored cannot be lost any more: its place in the cut is taken.
     """
     job.reporter.start(name, len(tasks), sum(shard.tokens for task in tasks for shard in _shards(task)))
-    failures = pool.map(stage, tasks, reporter=job.reporter, tokens_of=_count_tokens, on_result=lambda _: None)
-    job.reporter.finish()
-    if job.spec.on_bad_shard == "fail" or name == "select":
-        raise_failures(name, failures, _describe)
+
+    def count(result: Any) -> None:
+        for receipt in _receipts(result):
+            count_shards(job.reporter, "adopted" if receipt.adopted else "published")
+
+    failures = pool.map(stage, tasks, reporter=job.reporter, tokens_of=_count_tokens, on_result=count)
     published = stage.folder.published() if failures else set()  # a pass over one file may have got some shards done
+    hopeless = job.spec.on_bad_shard == "fail" or name == "select"
+    tried = [shard.number for failure in failures for shard in _shards(failure.task)]
+    count_shards(job.reporter, "published", sum(number in published for number in tried))
+    count_shards(job.reporter, "failed" if hopeless else "lost", sum(number not in published for number in tried))
+    job.reporter.finish()
+    if hopeless:
+        raise_failures(name, failures, _describe)
     lost = [
         LostShard(number=shard.number, stage=name, reason=str(failure.failure.error))
         for failure in failures
@@ -222,8 +231,12 @@ def _shards(task: Any) -> tuple[ShardRef, ...]:
     return task if isinstance(task, tuple) else (task,)
 
 
+def _receipts(result: Any) -> list[Any]:
+    return result if isinstance(result, list) else [result]
+
+
 def _count_tokens(result: Any) -> int:
-    return sum(receipt.tokens for receipt in (result if isinstance(result, list) else [result]))
+    return sum(receipt.tokens for receipt in _receipts(result))
 
 
 def _describe(task: Any) -> str:

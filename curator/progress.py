@@ -5,12 +5,16 @@ The pipeline only knows the `Reporter` protocol; whoever wants other output (a s
 
 import sys
 import time
-from typing import Protocol, TextIO
+from typing import Literal, Protocol, TextIO, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 LINE_INTERVAL_S = 10.0
+
+ShardResult = Literal["published", "adopted", "retried", "failed", "lost"]
+"""What became of a shard in a stage: published now; found whole, left by a killed run; an attempt failed and is made
+again; every attempt failed and so does the job; every attempt failed and the dataset does without it."""
 
 
 class Reporter(Protocol):
@@ -31,6 +35,21 @@ class Reporter(Protocol):
     def say(self, message: str) -> None:
         """One line that stays."""
         ...
+
+
+@runtime_checkable
+class ShardCounter(Protocol):
+    """A Reporter that also wants to know what became of the shards, such as one that feeds a service's figures."""
+
+    def count_shards(self, result: ShardResult, shards: int) -> None:
+        """So many more shards of the running stage have this result."""
+        ...
+
+
+def count_shards(reporter: Reporter, result: ShardResult, shards: int = 1) -> None:
+    """Tell a reporter what became of shards, if it wants to know."""
+    if shards and isinstance(reporter, ShardCounter):
+        reporter.count_shards(result, shards)
 
 
 def describe_rate(tokens_done: int, tokens: int, elapsed_s: float) -> str:
