@@ -6,16 +6,16 @@ Job directories are the truth; nothing here is state that could not be read back
 from dataclasses import dataclass, field
 
 from curator import storage
-from curator.cluster import Workers
-from curator.data import StrictModel
 from curator.manifest import CALIBRATION, LostShard, ShardFolder, read_record
 from curator.plan import Plan, ShardRef
 from curator.progress import Reporter, Silent
+from curator.room import Workers
 from curator.selection.cuts import Cuts
 from curator.spec import CurationSpec
+from curator.stored import StoredRecord
 
 
-class Calibration(StrictModel):
+class Calibration(StoredRecord):
     """What selecting needs to know of the whole corpus, frozen before the first curated shard.
 
     Frozen together with the shards that it was taken without, so that a resumed run cannot mix two cuts.

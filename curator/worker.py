@@ -47,7 +47,7 @@ class Failure:
         error: what was raised.
         trace: where.
         opening: the stage could not even be opened.
-        unfit: the process is not to be trusted with another task, and `StageWorker.leave` should end it.
+        unfit: the process is not to be trusted with another task, and whoever started it should end it.
     """
 
     error: CuratorError
@@ -94,10 +94,6 @@ class StageWorker:
     def status(self) -> int:
         """Tokens done on the running task."""
         return self._tokens
-
-    def leave(self) -> None:
-        """End the process: whatever started it starts a fresh one. Never returns."""
-        os._exit(1)
 
     def run(self, generation: int, fetch_stage: Callable[[], Stage[Any, Any]], task: Any, upcoming: Any) -> Any:
         """Do one task, and begin to load the one that will probably come next.

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from curator import cluster
-from curator.cluster import Workers, connect
-from curator.errors import ClusterError, ScorerError, ShardError, StorageError
+from curator.cluster import connect
+from curator.errors import ScorerError, ShardError, StorageError
 from curator.progress import Silent
+from curator.room import Workers
 from curator.worker import ShardFailure, raise_failures
 
 pytestmark = [
@@ -112,14 +112,3 @@ def test_an_engine_that_never_starts_ends_the_map_at_once() -> None:
     with pytest.raises(ScorerError, match="no such model"):
         run(Square(faults={0: "open"}), tasks=1000)
     assert time.monotonic() - started_s < 60
-
-
-def test_asking_for_more_than_the_cluster_has_is_told() -> None:
-    with pytest.raises(ClusterError, match=r"needs 0\.5 GPUs and the cluster has 0; lower models\.\*\.gpus"):
-        cluster.count_workers(Workers(gpus=0.5), 4)
-    with pytest.raises(ClusterError, match=r"run\.workers is 1000"):
-        cluster.count_workers(Workers(count=1000), 4)
-    with pytest.raises(ClusterError, match="lower threads_per_worker"):
-        cluster.count_workers(Workers(cpus=1000), 4)
-    assert cluster.count_workers(Workers(), 1) == 1
-    assert cluster.count_workers(Workers(most=1), 4) == 1
