@@ -17,7 +17,6 @@ from pydantic import Field, TypeAdapter
 
 import curator
 from curator import storage, tables
-from curator.data import StrictModel
 from curator.errors import OutputError, SpecError, TokenizerError
 from curator.exports import ExportConfig
 from curator.exports.form import Facts, Form, Item
@@ -25,6 +24,7 @@ from curator.exports.target import check_target, staged
 from curator.manifest import MANIFEST, Manifest, ShardEntry, read_manifest
 from curator.places import explained
 from curator.spec import validate
+from curator.stored import StoredRecord
 from curator.tokens.tokenizer import TokensConfig, load_tokenizer
 from curator.training.epochs import Row, open_shard, read_epoch, read_rows
 from curator.training.packing import pack
@@ -36,7 +36,7 @@ _LONGEST = 1 << 24
 _NamedRow = tuple[str, Row]
 
 
-class ExportRecord(StrictModel):
+class ExportRecord(StoredRecord):
     """What an export holds and what it was made from: `export.json`."""
 
     kind: str

@@ -31,6 +31,7 @@ from curator import line_file, storage
 from curator.data import StrictModel
 from curator.errors import Superseded
 from curator.manifest import read_record
+from curator.stored import StoredRecord
 
 JobKind = Literal["curate", "train_reference"]
 Status = Literal[
@@ -56,10 +57,9 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-class JobRecord(StrictModel):
+class JobRecord(StoredRecord):
     """What was asked, by whom, and which attempt at it is the current one."""
 
-    schema_version: int = 1
     id: str = Field(pattern=JOB_ID_PATTERN)
     kind: JobKind
     tenant: str
@@ -173,7 +173,7 @@ class JobDirectory:
 
     def record(self) -> JobRecord:
         """The job as it stands; raises OutputError when it cannot be read."""
-        return read_record(str(self.path / RECORD), JobRecord, 1)
+        return read_record(str(self.path / RECORD), JobRecord)
 
     def create(self, record: JobRecord, status: Status = "queued") -> bool:
         """Make the directory and its first event; False if the job is there already. Safe to repeat after a crash.

@@ -5,7 +5,6 @@ its receipt; a data file without a receipt was left by a killed run and is check
 finished dataset trust the manifest alone, which is created once, after the last shard.
 """
 
-import json
 import os
 import platform
 import resource
@@ -23,14 +22,14 @@ from curator import storage, tables
 from curator.data import BadRow, Cut, ModelIdentity, StrictModel
 from curator.errors import OutputError, StorageError
 from curator.report.statistics import ShardStatistics
+from curator.stored import Record, StoredRecord, parse_record
 
-SCHEMA_VERSION = 1
 RECEIPTS = "_receipts"
 CALIBRATION, MANIFEST, PARTIAL_MANIFEST = "calibration.json", "manifest.json", "manifest.partial.json"
 QUARANTINE, REPORT, CARD = "quarantine.jsonl", "report.html", "README.md"
 
 
-class Receipt(StrictModel):
+class Receipt(StoredRecord):
     """Proof that a shard's file is complete: what every stage records."""
 
     number: int
@@ -137,27 +136,10 @@ def _numbers(folder: str, ending: str) -> set[int]:
     return {int(name) for name in names if name.isdecimal()}
 
 
-Record = TypeVar("Record", bound=StrictModel)
-
-
-def read_record(uri: str, kind: type[Record], schema_version: int | None = None) -> Record:
-    """Read a JSON file that this library wrote.
-
-    Args:
-        uri: the file.
-        kind: what it holds.
-        schema_version: the version it must have, if records of this kind have one.
-
-    Raises:
-        OutputError: it is not such a record, or of another version.
-    """
+def read_record(uri: str, kind: type[Record]) -> Record:
+    """Read a JSON file that this library wrote, in this version or an earlier one; raises OutputError for any other."""
     try:
-        raw = storage.read_bytes(uri)
-        content = json.loads(raw)
-        version = content.get("schema_version") if isinstance(content, dict) else None
-        if schema_version is not None and version != schema_version:
-            raise OutputError(f"{uri!r} has schema version {version!r}; this curator reads version {schema_version}")
-        return kind.model_validate_json(raw)
+        return parse_record(kind, storage.read_bytes(uri), repr(uri))
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         where, what = ".".join(map(str, fault["loc"])), fault["msg"]
@@ -255,10 +237,9 @@ class LostShard(StrictModel):
     reason: str
 
 
-class Manifest(StrictModel):
+class Manifest(StoredRecord):
     """The finished dataset, in one file; created once, after everything it names."""
 
-    schema_version: int = SCHEMA_VERSION
     name: str
     content: str = Field(description="`dataset`, or `weights` when only row-aligned weights were written")
     curator_version: str
@@ -279,4 +260,4 @@ def read_manifest(directory: str) -> Manifest:
     uri = storage.join(directory, MANIFEST)
     if not storage.exists(uri):
         raise OutputError(f"{directory!r} holds no finished dataset (no {MANIFEST}); finish it with `curator run SPEC`")
-    return read_record(uri, Manifest, SCHEMA_VERSION)
+    return read_record(uri, Manifest)

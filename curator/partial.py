@@ -21,13 +21,13 @@ from curator.manifest import (
     MANIFEST,
     PARTIAL_MANIFEST,
     RECEIPTS,
-    SCHEMA_VERSION,
     CuratedReceipt,
     LostShard,
     ShardEntry,
     ShardFolder,
     shard_entry,
 )
+from curator.stored import StoredRecord
 
 _REMEMBERED_SHARDS = 1 << 14  # about 1.5 KB each
 
@@ -45,10 +45,9 @@ class PartialTotals(StrictModel):
     quarantined_rows: int
 
 
-class PartialManifest(StrictModel):
+class PartialManifest(StoredRecord):
     """An unfinished dataset: the manifest's fields, as far as they are known."""
 
-    schema_version: int = SCHEMA_VERSION
     complete: Literal[False] = False
     name: str
     content: str

@@ -34,11 +34,11 @@ from curator.errors import CorpusError, SpecError
 from curator.manifest import read_record
 from curator.resolve import TokenizerIdentity, explained, resolve_models
 from curator.spec import CurationSpec, digest
+from curator.stored import StoredRecord
 from curator.tokens.canary_text import encode_canary
 from curator.tokens.tokenizer import Tokenizer
 
 PLAN = "plan.json"
-SCHEMA_VERSION = 1
 _SAMPLE_FILES = 8
 _SAMPLE_BYTES_PER_FILE = 1 << 18
 _SAMPLE_ROWS_PER_FILE = 200
@@ -54,10 +54,9 @@ class ShardRef(StrictModel):
     stream: int | None = Field(default=None, description="source that is read in one pass with its other shards")
 
 
-class Plan(StrictModel):
+class Plan(StoredRecord):
     """What a run will do, frozen before it starts."""
 
-    schema_version: int = SCHEMA_VERSION
     plan_key: str
     content: Literal["dataset", "weights"] = Field(default="dataset", description="weights = row-aligned weights alone")
     spec: dict[str, Any] = Field(description="as given, but `output.uri` and `work` made absolute")
@@ -244,4 +243,4 @@ def _cut_shards(
 def read_plan(directory: str) -> Plan | None:
     """The frozen plan of a dataset's folder, or None."""
     uri = storage.join(directory, PLAN)
-    return read_record(uri, Plan, SCHEMA_VERSION) if storage.exists(uri) else None
+    return read_record(uri, Plan) if storage.exists(uri) else None

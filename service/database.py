@@ -18,10 +18,14 @@ import psycopg
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.pool import ConnectionPoolEntry
 
+import curator
+from curator.errors import SpecError
 from service.settings import Settings
 
 _BUSY_TIMEOUT_MS = 5000
@@ -32,9 +36,17 @@ _MIGRATION_LOCK = 0x63757261  # any number, the same in every process
 
 
 def open_database(settings: Settings) -> Engine:
-    """Connect, and bring the tables to this version; safe with several services starting at once."""
+    """Connect, and bring the tables to this version; safe with several services starting at once.
+
+    Raises:
+        SpecError: the database is of a newer service.
+    """
     engine = _make_engine(database_url(settings))
-    _migrate(engine)
+    try:
+        _migrate(engine)
+    except BaseException:
+        engine.dispose()  # a server counts connections; a service that cannot start keeps none
+        raise
     return engine
 
 
@@ -132,8 +144,22 @@ def _migrate(engine: Engine) -> None:
     config.set_main_option("script_location", str(_MIGRATIONS))
     with writing(engine) as connection:
         lock_for_transaction(connection, _MIGRATION_LOCK)
+        _refuse_newer(connection, config)
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+
+
+def _refuse_newer(connection: Connection, config: Config) -> None:
+    """Raise SpecError for tables of a version that this service has never heard of; they are left as they are."""
+    scripts = ScriptDirectory.from_config(config)
+    known = {script.revision for script in scripts.walk_revisions()}
+    found = set(MigrationContext.configure(connection).get_current_heads()) - known
+    if found:
+        raise SpecError(
+            f"the database is of version {', '.join(sorted(found))!r}, and token-curator {curator.__version__} knows "
+            f"versions up to {scripts.get_current_head()!r}: a newer service has migrated it; install that one again, "
+            "or restore the backup from before it"
+        )
 
 
 def lock_for_transaction(connection: Connection, number: int) -> None:

@@ -16,9 +16,10 @@ import numpy as np
 from pydantic import Field
 
 from curator import storage
-from curator.data import FloatArray, IntArray, ModelIdentity, Scorer, StrictModel
+from curator.data import FloatArray, IntArray, ModelIdentity, Scorer
 from curator.errors import EngineDrifted, ScorerError
 from curator.manifest import ShardFolder, read_record
+from curator.stored import StoredRecord
 from curator.worker import worker_name
 
 CANARY = "canary.json"
@@ -30,7 +31,7 @@ HALF_TOLERANCE_NATS = 0.05
 """Batching alone moves bfloat16 scores by up to about 0.02 nats on average, kernels and machines by little more."""
 
 
-class StoredCanary(StrictModel):
+class StoredCanary(StoredRecord):
     """What an engine said of the canary: the ids in this model's tokens, and the log-probs of all but the first."""
 
     ids: tuple[int, ...]

@@ -25,6 +25,8 @@ from curator.training.epochs import Row, read_epoch
 from curator.training.packing import pack
 
 _MAX_WORKERS = 1024
+_STATE_VERSION = 1
+"""Of what `state_dict` gives; raise it when a place would be told, or an epoch be ordered, in another way."""
 
 RowChoice = Literal["kept", "scored"]
 """Which rows are given: those with a kept token, or those with a log-prob."""
@@ -145,15 +147,21 @@ class CuratedDataset(IterableDataset[dict[str, Any]]):
                 "StatefulDataLoader, which asks them, or num_workers=0"
             )
         position = self._position if self._chosen == epoch else _Position(epoch=epoch)
-        return {**self._layout, **asdict(position)}
+        return {"version": _STATE_VERSION, **self._layout, **asdict(position)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on, with the next iteration, from a place that `state_dict` told.
 
         Raises:
             TrainingError: the state is of another dataset, seed, sequence length, rank, world size or choice of rows,
-                or is not one.
+                of another version, or is not one.
         """
+        version = state.get("version", 1)
+        if version != _STATE_VERSION:
+            raise TrainingError(
+                f"the state to resume has version {version!r}, and this token-curator goes on from version "
+                f"{_STATE_VERSION}; install the one that saved it, or begin the epoch again"
+            )
         places = asdict(_Position())
         missing = sorted({*self._layout, *places} - state.keys())
         if missing:

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from curator.data import StrictModel
 from curator.errors import OutputError
 from curator.spec import differences
+from curator.stored import StoredRecord, parse_record
 from curator.training.reference.milestones import Evaluation, KeptCheckpoint
 from curator.training.reference.spec import TrainSpec
 
@@ -26,7 +26,7 @@ _MODELS_AND_DATA = ("base", "path", "tokenizer")
 """Places that may also be a name on a hub, which is no secret."""
 
 
-class TrainResult(StrictModel):
+class TrainResult(StoredRecord):
     """What was trained; the output's training.json holds it without folders (see `make_record`)."""
 
     output: str
@@ -70,7 +70,7 @@ def read_finished(output: Path, spec: TrainSpec, base_digest: str, data_digest: 
     """The result that is there, if it is of the same spec, base and data; raises OutputError otherwise."""
     remedy = "name another output or remove it"
     try:
-        found = TrainResult.model_validate_json((output / RECORD).read_bytes())
+        found = parse_record(TrainResult, (output / RECORD).read_bytes(), repr(str(output / RECORD)))
     except ValidationError as error:
         raise OutputError(f"{str(output / RECORD)!r} is not a record of this version; {remedy}") from error
     changed = _changes(found, spec)
