@@ -19,6 +19,7 @@ from service.keys import KeyStore
 from service.launcher import make_launcher
 from service.metrics import Metrics
 from service.openapi import describe
+from service.readiness import Readiness
 from service.routes import events, health, jobs, keys, looking, pages, shards, uploads
 from service.settings import Settings
 from service.store import Store
@@ -40,8 +41,8 @@ def make_services(settings: Settings) -> Services:
     watcher = Watcher(settings, store, submissions, discovery, make_launcher(settings), metrics, changes.tell)
     return Services(
         settings=settings, store=store, keys=KeyStore(engine), submissions=submissions, discovery=discovery,
-        watcher=watcher, changes=changes, metrics=metrics, rate_limit=RateLimit(settings.requests_per_second),
-        threads=Threads(),
+        watcher=watcher, changes=changes, metrics=metrics, readiness=Readiness(settings, store, watcher.alive),
+        rate_limit=RateLimit(settings.requests_per_second), threads=Threads(),
     )  # fmt: skip
 
 

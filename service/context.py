@@ -9,6 +9,7 @@ from service.changes import Changes
 from service.keys import KeyStore
 from service.metrics import Metrics
 from service.problems import Problem
+from service.readiness import Readiness
 from service.settings import Settings
 from service.store import Job, Store
 from service.threads import Threads
@@ -32,6 +33,7 @@ class Services:
     watcher: "Watcher"
     changes: Changes
     metrics: Metrics
+    readiness: Readiness
     rate_limit: "RateLimit"
     threads: Threads
 

@@ -60,6 +60,7 @@ class Starter:
             return True
         except Exception as error:
             _log.exception("job %s cannot be started", job.id, extra=names(job))
+            self._metrics.driver_not_started()
             if not is_the_jobs_own(error):
                 self._postpone(job)
                 return False

@@ -154,6 +154,13 @@ class Store:
                 connection.execute(sa.select(jobs.c.id).where(jobs.c.status == "queued").limit(1)).first() is not None
             )
 
+    def waiting_since(self) -> float | None:
+        """When the oldest waiting job began to wait, in seconds since 1970: as submitted, or as it was resumed."""
+        began = sa.case((jobs.c.attempt == 1, jobs.c.created_at), else_=jobs.c.updated_at)
+        with reading(self.engine) as connection:
+            found = connection.execute(sa.select(sa.func.min(began)).where(jobs.c.status == "queued")).scalar_one()
+        return None if found is None else float(found)
+
     def waiting(self, connection: Connection, tenant: str | None, limit: int) -> int:
         """How many jobs wait, of a tenant or of all, for a decision by this limit."""
         return self._queue.count(connection, tenant, limit)
@@ -195,14 +202,12 @@ class Store:
     def _set(self, job: Job, to: Status, changes: dict[str, Any]) -> Job | None:
         moment = time.time()
         changes = {"status": to, "updated_at": moment, "version": jobs.c.version + 1} | changes
-        if to in TERMINAL:
-            changes |= {"finished_at": moment, "owner": None, "lease_until": None}
-        update = (
-            jobs.update()
-            .where(jobs.c.id == job.id, jobs.c.status == job.status, jobs.c.epoch == job.epoch)
-            .values(changes)
-            .returning(*jobs.c)
-        )
+        if to in TERMINAL:  # when its driver says that it ended, however much later a service reads that
+            changes |= {"finished_at": changes.get("finished_at") or moment, "owner": None, "lease_until": None}
+        same = [jobs.c.id == job.id, jobs.c.status == job.status, jobs.c.epoch == job.epoch]
+        if "event_offset" in changes:  # of two services that read the same events, one has read them
+            same.append(jobs.c.event_offset == job.event_offset)
+        update = jobs.update().where(*same).values(changes).returning(*jobs.c)
         with writing(self.engine) as connection:
             row = connection.execute(update).one_or_none()
         return None if row is None else self._job(row)

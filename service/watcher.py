@@ -209,12 +209,11 @@ class Watcher:
                 moved = self._store.move(job, status, event_offset=offset, **changes)
             if moved is None:
                 raise Superseded(f"job {job.id} has just been changed")
-            job = moved
             for event, _ in found:
-                if event.type == "stage" and event.data.get("state") == "finished":
-                    self._metrics.stage_finished(event.data["shards"])
-            if job.terminal:
-                self._metrics.job_ended(job)
+                self._metrics.event_read(event)
+            if moved.terminal and (not job.terminal or moved.epoch > job.epoch):
+                self._metrics.job_ended(moved)
+            job = moved
             self._on_change(job.id)
         return job
 
@@ -234,6 +233,7 @@ class Watcher:
             job, "queued", epoch=job.epoch + 1, relaunches=relaunches, progress=None, owner=None, lease_until=None
         )
         if changed is not None:
+            self._metrics.job_relaunched()
             reason = "the driver had died or fallen silent"
             JobDirectory(job.directory).advance(changed.epoch, {"status": "queued", "reason": reason})
             self._on_change(job.id)

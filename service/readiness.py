@@ -1,0 +1,77 @@
+"""What the service needs to serve, asked at most every few seconds, however many probes and scrapes there are."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from http.client import HTTPException
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import ProxyHandler, build_opener
+
+import sqlalchemy as sa
+
+from curator import storage
+from service.database import reading
+from service.settings import Settings
+from service.store import Store
+
+_LEAST_FREE_BYTES = 100 << 20
+_KEPT_S = 2.0
+_RAY_TIMEOUT_S = 2.0
+_RAY_PORT = 6379
+_OWN_RAY = ("auto", "local")
+_direct = build_opener(ProxyHandler({}))  # a cluster is not behind the proxy that leads outside
+
+
+class Readiness:
+    """The checks, and what they last said."""
+
+    def __init__(self, settings: Settings, store: Store, watcher_alive: Callable[[], bool]) -> None:
+        self._settings, self._store = settings, store
+        self._checks: dict[str, Callable[[], bool]] = {
+            "database": self._database_answers,
+            "data_dir": self._has_room,
+            "watcher": watcher_alive,
+        }
+        if settings.ray_address is not None and settings.ray_address not in _OWN_RAY:
+            self._checks["ray"] = self._ray_answers
+        self._lock = threading.Lock()
+        self._known: dict[str, bool] = {}
+        self._until_s = 0.0
+
+    def checks(self) -> dict[str, bool]:
+        """Each check, and whether what it looks at is well."""
+        with self._lock:  # those who ask meanwhile get the same answer
+            if time.monotonic() >= self._until_s:
+                self._known = {name: check() for name, check in self._checks.items()}
+                self._until_s = time.monotonic() + _KEPT_S
+            return dict(self._known)
+
+    def _database_answers(self) -> bool:
+        try:
+            with reading(self._store.engine) as connection:
+                return bool(connection.execute(sa.select(1)).scalar_one() == 1)
+        except sa.exc.SQLAlchemyError:
+            return False
+
+    def _has_room(self) -> bool:
+        try:
+            return (storage.free_bytes(str(self._settings.data_dir)) or 0) > _LEAST_FREE_BYTES
+        except OSError:
+            return False
+
+    def _ray_answers(self) -> bool:
+        """Whether the head is there: its Jobs API by any answer, as that may want a token, else its port."""
+        address = self._settings.ray_address or ""
+        try:
+            if address.startswith(("http://", "https://")):
+                with _direct.open(address.rstrip("/") + "/api/version", timeout=_RAY_TIMEOUT_S):
+                    return True
+            parts = urlsplit(address if "://" in address else f"ray://{address}")
+            with socket.create_connection((parts.hostname or "", parts.port or _RAY_PORT), _RAY_TIMEOUT_S):
+                return True
+        except HTTPError as error:
+            return error.code < 500
+        except (HTTPException, OSError, ValueError):
+            return False

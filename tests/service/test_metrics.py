@@ -1,0 +1,354 @@
+"""The figures for Prometheus: each is counted once, whatever happens to services, and says what is so."""
+
+import re
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+import curator
+from curator.errors import Superseded
+from curator.job_directory import Event, JobDirectory, JobRecord, new_id, now
+from service.app import make_services
+from service.context import Services
+from service.database import writing
+from service.settings import Settings
+from service.store import Job
+
+DOCS = Path(__file__).parents[2] / "docs" / "observability.md"
+ENDED_S = 1_760_000_000.0
+DURATION_S = 750.25
+TOTALS = {"rows": 90, "tokens": 1000, "kept_tokens": 600, "quarantined_rows": 10}
+STATES = "queued", "validating", "in_progress", "finalizing", "completed", "cancelling", "cancelled", "failed"
+
+Figures = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def read(text: bytes) -> Figures:
+    """Every sample by name and labels."""
+    families = text_string_to_metric_families(text.decode())
+    return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
+
+
+def value(services: Services, name: str, **labels: str) -> float:
+    return read(services.metrics.expose(services.readiness.checks()))[name, frozenset(labels.items())]
+
+
+def sum_of(services: tuple[Services, ...], name: str, **labels: str) -> float:
+    return sum(value(each, name, **labels) for each in services)
+
+
+@pytest.fixture
+def open_services(tmp_path: Path) -> Iterator[Callable[..., Services]]:
+    """Services over one data directory, none of which starts a driver; their rounds are the test's."""
+    opened: list[Services] = []
+
+    def open_one(**changes: Any) -> Services:
+        settings = Settings(data_dir=tmp_path / "data", max_running_jobs=changes.pop("max_running_jobs", 0), **changes)
+        opened.append(make_services(settings))
+        return opened[-1]
+
+    yield open_one
+    for services in opened:
+        services.store.engine.dispose()
+
+
+def submit(services: Services) -> Job:
+    record = JobRecord(
+        id=new_id("job"), kind="curate", tenant="default", name="n", spec={}, output="/nowhere", created_at=now()
+    )  # fmt: skip
+    JobDirectory(services.settings.jobs_dir / record.id).create(record)
+    with writing(services.store.engine) as connection:
+        services.store.insert(connection, record)
+    return found(services, record.id)
+
+
+def found(services: Services, job_id: str) -> Job:
+    job = services.store.job(job_id)
+    assert job is not None
+    return job
+
+
+def take(services: Services) -> Job:
+    """Begin the next job, as a service does that dies right afterwards."""
+    job = services.store.claim("elsewhere:1:x", 0.0, 100, None)
+    assert job is not None
+    services.metrics.job_started(job)
+    JobDirectory(job.directory).advance(job.epoch, {"status": "validating"})
+    return job
+
+
+def write(job: Job, *data: tuple[str, dict[str, Any]], at_s: float = ENDED_S) -> None:
+    """Append events as the job's driver would have at some time."""
+    log = JobDirectory(job.directory).events
+    number, moment = log.last_id(), datetime.fromtimestamp(at_s, UTC).isoformat()
+    with log.path.open("a") as file:
+        for kind, content in data:
+            number += 1
+            event = {"id": number, "at": moment, "type": kind, "attempt": 1, "epoch": job.epoch, "data": content}
+            file.write(Event.model_validate(event).model_dump_json() + "\n")
+
+
+def progress(tokens: int, stage: str = "score base", **shards: int) -> tuple[str, dict[str, Any]]:
+    known = {"stages": [], "shards_done": 1, "shards": 9, "tokens_done": 5, "tokens": 99, "workers": 1}
+    return "progress", known | {"stage": stage, "counted": {"tokens": tokens, "shards": shards}}
+
+
+def complete(job: Job) -> None:
+    write(job, ("state", {"status": "validating"}), at_s=ENDED_S - DURATION_S)
+    write(job, progress(40, published=2), progress(60, published=1, adopted=1), at_s=ENDED_S - 5)
+    write(job, ("state", {"status": "completed", "totals": TOTALS, "quarantined": {"bad": 10}}))
+
+
+def check_counted_once(*services: Services) -> None:
+    assert sum_of(services, "job_duration_seconds_count", state="completed") == 1
+    assert sum_of(services, "job_duration_seconds_sum", state="completed") == DURATION_S
+    assert sum_of(services, "tokens_total", decision="kept") == 600
+    assert sum_of(services, "tokens_total", decision="dropped") == 400
+    assert sum_of(services, "documents_total", outcome="published") == 90
+    assert sum_of(services, "documents_total", outcome="quarantined") == 10
+    assert sum_of(services, "stage_tokens_total", stage="score") == 100
+    assert sum_of(services, "shard_commits_total", result="published") == 3
+    assert sum_of(services, "shard_commits_total", result="adopted") == 1
+
+
+# ------------------------------------------------------------------------------------------------ counted once
+
+
+def test_a_job_that_ended_while_no_service_ran_counts_once_with_its_own_times(
+    open_services: Callable[..., Services],
+) -> None:
+    first = open_services()
+    submit(first)
+    job = take(first)
+    complete(job)
+    second = open_services()
+    for _ in range(3):
+        second.watcher.round()
+    assert found(second, job.id).status == "completed"
+    finished_at = found(second, job.id).finished_at
+    assert finished_at is not None and finished_at.timestamp() == ENDED_S
+    check_counted_once(second)
+    third = open_services()
+    third.watcher.round()
+    assert sum_of((third,), "job_duration_seconds_count", state="completed") == 0
+
+
+def test_two_services_on_one_database_count_a_job_in_one_of_them(open_services: Callable[..., Services]) -> None:
+    services = open_services(), open_services()
+    submit(services[0])
+    complete(take(services[0]))
+    for _ in range(2):
+        for each in services:
+            each.watcher.round()
+    check_counted_once(*services)
+    assert [value(each, "tokens_total", decision="kept") for each in services] == [600, 0]  # the first to look has it
+
+
+def test_of_two_services_that_read_the_same_events_at_once_one_counts_them(
+    open_services: Callable[..., Services],
+) -> None:
+    services = open_services(), open_services()
+    submit(services[0])
+    job = found(services[0], take(services[0]).id)  # what both know when they begin
+    write(job, progress(40, published=2))
+    barrier, lost = threading.Barrier(2), []
+
+    def follow(each: Services) -> None:
+        barrier.wait()
+        try:
+            each.watcher._follow(job)
+        except Superseded:
+            lost.append(each)
+
+    threads = [threading.Thread(target=follow, args=(each,)) for each in services]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(lost) == 1
+    assert sum_of(services, "shard_commits_total", result="published") == 2
+    assert sum_of(services, "stage_tokens_total", stage="score") == 40
+
+
+def test_a_database_that_is_rebuilt_counts_nothing_again(open_services: Callable[..., Services]) -> None:
+    first = open_services()
+    submit(first)
+    complete(take(first))
+    first.watcher.round()
+    second = open_services()
+    assert second.discovery.reindex() == 1
+    for _ in range(3):
+        second.watcher.round()
+    assert sum_of((second,), "job_duration_seconds_count", state="completed") == 0
+    assert sum_of((second,), "tokens_total", decision="kept") == 0
+    assert value(second, "jobs", state="completed") == 1
+
+
+def test_a_driver_that_dies_is_counted_and_what_it_had_done_stays_counted(
+    open_services: Callable[..., Services],
+) -> None:
+    services = open_services()
+    submit(services)
+    job = take(services)
+    write(job, progress(40, published=2, retried=1))
+    services.watcher.round()  # its owner has died, and so has its driver
+    assert found(services, job.id).status == "queued"
+    assert value(services, "relaunches_total") == 1
+    again = take(services)
+    complete(again)
+    services.watcher.round()
+    assert found(services, job.id).status == "completed"
+    assert value(services, "stage_tokens_total", stage="score") == 140
+    assert value(services, "shard_commits_total", result="published") == 5
+    assert value(services, "shard_commits_total", result="retried") == 1
+    assert value(services, "queue_wait_seconds_count") == 1  # the second turn is no wait in the queue
+    assert value(services, "job_duration_seconds_count", state="completed") == 1
+
+
+def test_events_behind_the_end_do_not_end_a_job_again(open_services: Callable[..., Services]) -> None:
+    services = open_services()
+    submit(services)
+    job = take(services)
+    complete(job)
+    services.watcher.round()
+    write(job, ("message", {"text": "a late word"}))
+    services.watcher._follow(found(services, job.id))
+    check_counted_once(services)
+
+
+def test_a_driver_that_cannot_be_started_is_counted(
+    open_services: Callable[..., Services], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services = open_services(max_running_jobs=1)
+    job = submit(services)
+    monkeypatch.setattr("sys.executable", "/nowhere/python")
+    services.watcher.round()
+    assert value(services, "start_failures_total") == 1
+    assert found(services, job.id).status in ("queued", "failed")
+
+
+# ------------------------------------------------------------------------------------------------ what is so
+
+
+def test_every_state_and_label_is_there_from_the_beginning(open_services: Callable[..., Services]) -> None:
+    services = open_services()
+    for state in STATES:
+        assert value(services, "jobs", state=state) == 0
+    for name, label, values in (
+        ("tokens_total", "decision", ("kept", "dropped")),
+        ("documents_total", "outcome", ("published", "quarantined")),
+        ("shard_commits_total", "result", ("published", "adopted", "retried", "failed", "lost")),
+        ("stage_tokens_total", "stage", ("tokenize", "score", "calibrate", "select")),
+        ("job_duration_seconds_count", "state", ("completed", "cancelled", "failed")),
+    ):
+        assert [value(services, name, **{label: each}) for each in values] == [0] * len(values)
+    assert value(services, "curator_build_info", version=curator.__version__) == 1
+    assert value(services, "process_resident_memory_bytes") > 1 << 20
+    assert value(services, "storage_size_bytes") > value(services, "storage_free_bytes") > 0
+
+
+def test_the_queue_says_how_long_its_oldest_job_waits(open_services: Callable[..., Services]) -> None:
+    services = open_services()
+    assert value(services, "queue_oldest_seconds") == 0
+    submit(services)
+    submit(services)
+    assert value(services, "jobs", state="queued") == 2
+    assert 0 < value(services, "queue_oldest_seconds") < 60
+    take(services)
+    take(services)
+    assert value(services, "queue_oldest_seconds") == 0
+
+
+def test_what_strangers_send_makes_no_new_labels(open_services: Callable[..., Services]) -> None:
+    metrics = open_services().metrics
+    for method in ("GET", "BREW", "\x00", "get"):
+        metrics.observe({"type": "http", "method": method, "query_string": b"wait=1"}, 401, 0.1)
+    route = type("Route", (), {"path": "/v1/jobs/{job_id}"})()
+    for query in (b"", b"wait=30", b"wait=7&x=y"):
+        metrics.observe({"type": "http", "method": "GET", "route": route, "query_string": query}, 200, 0.1)
+    seen = {dict(labels)["method"] + " " + dict(labels)["route"] for name, labels in read(metrics.expose({}))
+            if name == "http_request_duration_seconds_count"}  # fmt: skip
+    assert seen == {"GET none", "other none", "GET /v1/jobs/{job_id}", "GET /v1/jobs/{job_id}?wait"}
+
+
+def test_names_and_labels_keep_the_conventions(open_services: Callable[..., Services]) -> None:
+    services = open_services()
+    services.metrics.observe({"type": "http", "method": "GET"}, 200, 0.1)
+    text = services.metrics.expose(services.readiness.checks())
+    forbidden = {"job", "job_id", "user", "tenant", "key", "name", "model", "path", "instance", "source"}
+    families = list(text_string_to_metric_families(text.decode()))
+    assert len({family.name for family in families}) == len(families)  # two registries, and no name in both
+    for family in families:
+        assert re.fullmatch("[a-z][a-z0-9_]*", family.name), family.name
+        assert not re.search("_(ms|milliseconds|minutes|hours|kb|mb|gb|percent)(_|$)", family.name), family.name
+        for sample in family.samples:
+            assert not forbidden & set(sample.labels), sample
+            assert not sample.name.endswith("_created")
+            if family.type == "counter":
+                assert sample.name.endswith("_total")
+            if family.type in ("gauge", "histogram"):
+                assert not sample.name.endswith("_total")
+
+
+def test_the_documentation_lists_every_figure_as_it_is(open_services: Callable[..., Services]) -> None:
+    services = open_services(ray_address="http://127.0.0.1:1")
+    services.metrics.observe({"type": "http", "method": "GET"}, 200, 0.1)
+    shown = {}
+    for family in text_string_to_metric_families(services.metrics.expose(services.readiness.checks()).decode()):
+        if not family.name.startswith(("process_", "python_")):
+            labels = sorted({name for sample in family.samples for name in sample.labels} - {"le"})
+            name = family.name + ("_total" if family.type == "counter" else "")
+            shown[name] = (family.type, ", ".join(labels), family.documentation)
+    rows = re.findall(r"^\| `([a-z_]+)` \| (\w+) \| (.*?) \| (.*?) \|$", DOCS.read_text(), re.MULTILINE)
+    listed = {name: (kind, re.sub(r"`|=.*?(?=,|$)", "", labels), text) for name, kind, labels, text in rows}
+    assert listed == shown
+
+
+# ------------------------------------------------------------------------------------------------ readiness
+
+
+class _Closed(BaseHTTPRequestHandler):
+    """A head that wants a token."""
+
+    def do_GET(self) -> None:
+        self.send_response(401)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing."""
+
+
+def test_readiness_sees_whether_the_head_of_the_cluster_is_there(open_services: Callable[..., Services]) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        free = taken.getsockname()[1]
+    for address in (f"http://127.0.0.1:{free}", f"127.0.0.1:{free}", f"ray://127.0.0.1:{free}"):
+        gone = open_services(ray_address=address)
+        assert gone.readiness.checks() == {"database": True, "data_dir": True, "watcher": False, "ray": False}
+        assert value(gone, "ready", check="ray") == 0 and value(gone, "ready", check="database") == 1
+    with HTTPServer(("127.0.0.1", 0), _Closed) as head:
+        threading.Thread(target=head.serve_forever, daemon=True).start()
+        host = f"127.0.0.1:{head.server_address[1]}"
+        for address in (f"http://{host}", host, f"ray://{host}"):
+            assert open_services(ray_address=address).readiness.checks()["ray"]
+        head.shutdown()
+
+
+def test_a_database_that_is_away_is_told_and_hides_no_other_figure(
+    open_services: Callable[..., Services], tmp_path: Path
+) -> None:
+    services = open_services()
+    services.store.engine.dispose()
+    (tmp_path / "data" / "service.db").unlink()
+    (tmp_path / "data" / "service.db").mkdir()
+    checks = services.readiness.checks()
+    assert checks["database"] is False
+    figures = {name for name, _ in read(services.metrics.expose(checks))}
+    assert {"ready", "storage_free_bytes", "tokens_total"} <= figures and "jobs" not in figures
