@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from curator import interrupts
 from curator.errors import ClusterError
 from curator.handout import Handout, Turn
-from curator.progress import Reporter
+from curator.progress import Reporter, count_shards
 from curator.worker import Failure, ShardFailure
 
 _POLL_S = 0.5
@@ -169,6 +169,7 @@ class ShardMap(Generic[Task, Result]):
         if turn.attempt <= self._retries:
             attempts = f"attempt {turn.attempt} of {self._retries + 1}"
             self._reporter.say(f"{attempts} failed, trying again: {failure.error}")
+            count_shards(self._reporter, "retried")
             self._handout.put_back(Turn(turn.task, turn.attempt + 1))
         else:
             self._failures.append(ShardFailure(turn.task, turn.attempt, failure))
