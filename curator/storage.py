@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 import fsspec.utils
 
+from curator import durability
 from curator.errors import StorageError
 from curator.places import absolute as absolute
 from curator.places import explained, filesystem
@@ -155,7 +156,8 @@ def staged_file(root: str) -> Iterator[Path]:
         with held, explained("write", str(path)):
             yield path
     finally:
-        path.unlink(missing_ok=True)
+        with explained("remove", str(path)):
+            path.unlink(missing_ok=True)
 
 
 def _staging_folder(root: str) -> Path:
@@ -165,7 +167,8 @@ def _staging_folder(root: str) -> Path:
 
 def _create_locked(folder: Path) -> BinaryIO:
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        durability.make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
         try:
             held = (folder / f"{uuid.uuid4().hex}.tmp").open("wb")
         except FileNotFoundError:  # another run has just cleared the empty folder away
@@ -188,13 +191,22 @@ def publish(staged: Path, uri: str) -> bool:
                 fs, path = filesystem(uri)
                 fs.put_file(str(staged), path, mode="create")
             else:
-                _fsync(staged)
-                target.parent.mkdir(parents=True, exist_ok=True)
+                durability.sync(staged)
+                durability.make_folder(target.parent)
                 os.link(staged, target)
-                _fsync(target.parent)
         except FileExistsError:
+            settle(uri)
             return False
+        settle(uri)
     return True
+
+
+def settle(uri: str) -> None:
+    """See to it that a local file's name outlives a power loss: whoever created it may have died before that."""
+    target = local_path(uri)
+    if target is not None:
+        with explained("sync", uri):
+            durability.sync(target.parent)
 
 
 def write_once(root: str, name: str, content: bytes) -> bool:
@@ -214,10 +226,10 @@ def replace(root: str, name: str, content: bytes) -> None:
         return
     with staged_file(root) as staged, explained("write", str(target)):
         staged.write_bytes(content)
-        _fsync(staged)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        durability.sync(staged)
+        durability.make_folder(target.parent)
         os.replace(staged, target)
-        _fsync(target.parent)
+        durability.sync(target.parent)
 
 
 def remove(uri: str) -> None:
@@ -255,11 +267,3 @@ def free_bytes(root: str) -> int | None:
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

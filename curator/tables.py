@@ -205,6 +205,7 @@ def open_parquet(source: Any) -> pq.ParquetFile:
     Raises:
         StorageError: the file is no parquet file, is damaged, or names an extension type.
     """
+    name = source if isinstance(source, str | PathLike) else getattr(source, "path", source)
     try:
         if isinstance(source, str | PathLike):
             with open(source, "rb") as file:
@@ -212,12 +213,12 @@ def open_parquet(source: Any) -> pq.ParquetFile:
         else:
             footer = _read_footer(source)
         if _names_extension(footer):
-            raise StorageError(f"{source} has a column of an Arrow extension type; it was not written by curator")
+            raise StorageError(f"{name} has a column of an Arrow extension type; it was not written by curator")
         return pq.ParquetFile(source, arrow_extensions_enabled=False)
     except (pa.ArrowInvalid, OSError) as error:
         if isinstance(error, FileNotFoundError | PermissionError | StorageError):
             raise
-        raise StorageError(f"{source} is not a readable parquet file: {error}; write it again") from error
+        raise StorageError(f"{name} is not a readable parquet file: {error}; write it again") from error
 
 
 def _read_footer(file: Any) -> bytes:
