@@ -188,6 +188,7 @@ class JobDirectory:
         with self.events.locked() as file:
             if not _last(file)[0]:
                 self.events.append(file, self.record(), "state", {"status": status})
+                storage.settle(str(self.events.path))
         return created
 
     def append(self, epoch: int, kind: str, data: dict[str, Any]) -> Event:

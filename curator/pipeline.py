@@ -54,7 +54,7 @@ def curate(spec: CurationSpec, reporter: Reporter | None = None) -> Manifest:
     """
     job = Job(spec, open_plan(spec), reporter or Silent())
     if storage.exists(storage.join(job.root, MANIFEST)):
-        return read_manifest(job.root)
+        return _finished(job)
     job.clear_staging()
     try:
         with connect(spec.run.address, spec.run.retries) as cluster:
@@ -102,7 +102,7 @@ def select(directory: str, policy: Any, output: str, *, weights_only: bool = Fal
     _require_shards(job, lost)
     _claim_output(job)
     if storage.exists(storage.join(job.root, MANIFEST)):
-        return read_manifest(job.root)
+        return _finished(job)
     with connect(spec.run.address, spec.run.retries) as cluster:
         calibration = weigh(job, cluster, list(lost))
     return publish(job, calibration)
@@ -173,6 +173,15 @@ def publish(job: Job, calibration: Calibration) -> Manifest:
     storage.remove(storage.join(job.root, PARTIAL_MANIFEST))  # of an attempt that was cancelled
     job.reporter.update(shards, manifest.totals.tokens, 1)
     job.reporter.finish()
+    return manifest
+
+
+def _finished(job: Job) -> Manifest:
+    """The manifest of a dataset that is there; mends what a crash right behind the manifest's creation left undone."""
+    manifest = read_manifest(job.root)
+    storage.remove(storage.join(job.root, PARTIAL_MANIFEST))
+    storage.settle(storage.join(job.root, MANIFEST))
+    job.clear_staging()
     return manifest
 
 
