@@ -9,7 +9,7 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from pydantic import Field, ValidationError
 
 from curator import storage, tables
+from curator.ahead import read_ahead
 from curator.data import BadRow, Cut, ModelIdentity, StrictModel
 from curator.errors import OutputError, StorageError
 from curator.report.statistics import ShardStatistics
@@ -113,6 +114,10 @@ class ShardFolder(StrictModel):
         """Read one receipt."""
         return read_record(storage.join(self.root, self.receipt_file(number)), kind)
 
+    def read_receipts(self, numbers: Iterable[int], kind: type[AnyReceipt]) -> Iterator[AnyReceipt]:
+        """Read receipts, in the order given; holds a few of them at a time."""
+        return read_ahead(lambda number: self.receipt(number, kind), numbers, self.root)
+
     @contextmanager
     def open(self, number: int) -> Iterator[pq.ParquetFile]:
         """Open a shard for reading.
@@ -142,6 +147,8 @@ def read_record(uri: str, kind: type[Record]) -> Record:
         return parse_record(kind, storage.read_bytes(uri), repr(uri))
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
+        if fault["type"] == "json_invalid":
+            raise OutputError(f"{uri!r} is not JSON: {fault['msg']}; restore it or start afresh") from error
         where, what = ".".join(map(str, fault["loc"])), fault["msg"]
         raise OutputError(
             f"{uri!r} is not a sound {kind.__name__}: {where}: {what}; restore it or start afresh"

@@ -219,12 +219,15 @@ def _cut_shards(
     shards: list[ShardRef] = []
     damage: list[BadRow] = []
     waiting: list[Extent] = []
+    waiting_bytes = 0
 
     def close(stream: int | None = None) -> None:
+        nonlocal waiting_bytes
         if waiting:
-            tokens = round(sum(extent.size_bytes for extent in waiting) / bytes_per_token)
+            tokens = round(waiting_bytes / bytes_per_token)
             shards.append(ShardRef(number=len(shards), extents=tuple(waiting), tokens=tokens, stream=stream))
             waiting.clear()
+            waiting_bytes = 0
 
     for index, source in enumerate(sources):
         split = corpus.split(source, target_bytes)
@@ -234,7 +237,8 @@ def _cut_shards(
             close()
         for extent in split.extents:
             waiting.append(extent.model_copy(update={"source": index}))
-            if alone or sum(e.size_bytes for e in waiting) >= target_bytes:
+            waiting_bytes += extent.size_bytes
+            if alone or waiting_bytes >= target_bytes:
                 close(index if alone else None)
     close()
     return shards, damage

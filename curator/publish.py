@@ -7,6 +7,9 @@ The manifest is created once and last; it holds no times, so equal content gives
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +18,8 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import curator
-from curator import interrupts, storage, tables
+from curator import interrupts, storage
+from curator.ahead import read_ahead
 from curator.data import BadRow
 from curator.errors import OutputError
 from curator.job import Calibration, Job
@@ -28,6 +32,7 @@ from curator.manifest import (
     Manifest,
     Receipt,
     ScoreReceipt,
+    ShardEntry,
     ShardFolder,
     TokenReceipt,
     Totals,
@@ -40,19 +45,19 @@ from curator.report.samples import choose_samples
 from curator.report.statistics import ShardStatistics, merge_all
 from curator.spec import CurationSpec
 
-_IDS_PER_PASS = 50_000_000
+_IDS_IN_MEMORY = 1 << 24
+_MOST_PARTS = 256
 _SAMPLED_SHARDS = 3
 
 
 def publish_dataset(job: Job, calibration: Calibration) -> Manifest:
     """Write quarantine list, card, report and, last, the manifest; returns the manifest that stands."""
-    numbers = [shard.number for shard in job.shards(calibration.lost)]
-    receipts = [job.curated.receipt(number, CuratedReceipt) for number in numbers]
     reasons = _write_quarantine(job)
-    manifest = _make_manifest(job, calibration, receipts, reasons)
+    summary = _summarise(job, [shard.number for shard in job.shards(calibration.lost)])
+    manifest = _make_manifest(job, calibration, summary, reasons)
     storage.replace(job.root, CARD, dataset_card(manifest).encode())
     if manifest.content == "dataset":
-        storage.replace(job.root, REPORT, make_report(job, manifest).encode())
+        storage.replace(job.root, REPORT, make_report(job, manifest, summary).encode())
     interrupts.check()
     storage.write_once(job.root, MANIFEST, manifest.model_dump_json(indent=1).encode())
     job.clear_staging()
@@ -74,14 +79,63 @@ def _write_quarantine(job: Job) -> Counter[str]:
 def bad_rows(job: Job) -> Iterator[BadRow]:
     """All rows known to be bad so far, in plan order: found while planning, then while tokenising."""
     yield from job.plan.damage
-    for number in sorted(job.tokens.receipts()):
-        yield from job.tokens.receipt(number, TokenReceipt).quarantined
+    for receipt in job.tokens.read_receipts(sorted(job.tokens.receipts()), TokenReceipt):
+        yield from receipt.quarantined
 
 
-def _make_manifest(
-    job: Job, calibration: Calibration, receipts: list[CuratedReceipt], reasons: Counter[str]
-) -> Manifest:
-    statistics = merge_all([receipt.statistics for receipt in receipts])
+@dataclass(frozen=True)
+class Summary:
+    """What the receipts of all published shards say together; they are read once, one at a time.
+
+    Attributes:
+        entries: the shards, in order.
+        statistics: of all of them, merged.
+        rates: name, tokens, seconds and workers of each stage; seconds as if no worker ever waited.
+    """
+
+    entries: tuple[ShardEntry, ...]
+    statistics: ShardStatistics
+    rates: list[tuple[str, int, float, float]]
+
+
+@dataclass
+class _Rate:
+    """Sums over the receipts of one stage."""
+
+    stage: str
+    tokens: int = 0
+    seconds: float = 0.0
+    workers: set[str] = field(default_factory=set)
+
+    def add(self, receipt: Receipt) -> None:
+        self.tokens, self.seconds = self.tokens + receipt.tokens, self.seconds + receipt.seconds
+        self.workers.add(receipt.worker)
+
+    def row(self) -> tuple[str, int, float, float]:
+        workers = max(len(self.workers), 1)
+        return self.stage, self.tokens, self.seconds / workers, float(workers)
+
+
+def _summarise(job: Job, numbers: list[int]) -> Summary:
+    stages: list[tuple[_Rate, ShardFolder, type[Receipt]]] = [(_Rate("tokenize"), job.tokens, TokenReceipt)]
+    stages += [(_Rate(f"score {name}"), job.scores(name), ScoreReceipt) for name in job.plan.models]
+    for rate, folder, kind in stages:
+        present = folder.published()
+        for receipt in folder.read_receipts((number for number in numbers if number in present), kind):
+            rate.add(receipt)
+    entries, select = list[ShardEntry](), _Rate("select")
+
+    def statistics() -> Iterator[ShardStatistics]:
+        for receipt in job.curated.read_receipts(numbers, CuratedReceipt):
+            entries.append(shard_entry(job.curated, receipt))
+            select.add(receipt)
+            yield receipt.statistics
+
+    merged = merge_all(statistics())
+    return Summary(tuple(entries), merged, [rate.row() for rate, _, _ in stages] + [select.row()])
+
+
+def _make_manifest(job: Job, calibration: Calibration, summary: Summary, reasons: Counter[str]) -> Manifest:
     plan = job.plan
     return Manifest(
         name=plan.spec["name"],
@@ -93,46 +147,67 @@ def _make_manifest(
         models=plan.models,
         cuts=calibration.cuts.by_scope,
         weight_scale=calibration.cuts.scale,
-        shards=tuple(shard_entry(job.curated, receipt) for receipt in receipts),
+        shards=summary.entries,
         lost_shards=calibration.lost,
-        totals=_totals(job, receipts, statistics, reasons),
+        totals=_totals(job, summary, reasons),
         quarantined=dict(sorted(reasons.items())),
     )
 
 
-def _totals(job: Job, receipts: list[CuratedReceipt], statistics: ShardStatistics, reasons: Counter[str]) -> Totals:
+def _totals(job: Job, summary: Summary, reasons: Counter[str]) -> Totals:
+    total, entries = summary.statistics.total, summary.entries
+    rows = sum(entry.rows for entry in entries)
     return Totals(
-        rows=sum(receipt.rows for receipt in receipts),
-        tokens=sum(receipt.tokens for receipt in receipts),
-        scored_tokens=statistics.total.scored,
-        kept_tokens=sum(receipt.kept_tokens for receipt in receipts),
-        weight_sum=float(np.sum([receipt.weight_sum for receipt in receipts])),
-        rows_without_kept_tokens=statistics.total.without_kept,
-        text_bytes=statistics.total.text_bytes,
+        rows=rows,
+        tokens=sum(entry.tokens for entry in entries),
+        scored_tokens=total.scored,
+        kept_tokens=sum(entry.kept_tokens for entry in entries),
+        weight_sum=float(np.sum([entry.weight_sum for entry in entries])),
+        rows_without_kept_tokens=total.without_kept,
+        text_bytes=total.text_bytes,
         quarantined_rows=sum(reasons.values()),
-        duplicate_ids=count_duplicate_ids(job.curated, [receipt.number for receipt in receipts]),
+        duplicate_ids=count_duplicate_ids(job.curated, [entry.number for entry in entries], rows),
     )
 
 
-def count_duplicate_ids(folder: ShardFolder, numbers: list[int], ids_per_pass: int = _IDS_PER_PASS) -> int:
-    """Rows whose doc_id an earlier row already had, by 64-bit hash; several passes bound the memory."""
-    rows = sum(folder.receipt(number, CuratedReceipt).rows for number in numbers)
-    passes = max(1, -(-rows // ids_per_pass))
-    duplicates = 0
-    for part in range(passes):
-        hashes = [_hash_ids(folder.uri(number), part, passes) for number in numbers]
-        together = np.concatenate(hashes) if hashes else np.empty(0, np.uint64)
-        duplicates += len(together) - len(np.unique(together))
-    return duplicates
+def count_duplicate_ids(folder: ShardFolder, numbers: list[int], rows: int, in_memory: int = _IDS_IN_MEMORY) -> int:
+    """Rows whose doc_id an earlier row already had, by 64-bit hash.
+
+    Every shard is read once. More ids than memory should hold are first dealt out, by hash, to files on the local disk
+    (8 bytes a row), each of which then fits.
+    """
+    shards = read_ahead(lambda number: _hash_ids(folder, number), numbers, folder.root)
+    if rows <= in_memory:
+        return _count_repeated(np.concatenate([np.empty(0, np.uint64), *shards]))
+    parts = min(-(-rows // in_memory), _MOST_PARTS)
+    with ExitStack() as stack:
+        paths = [stack.enter_context(storage.staged_file(folder.root)) for _ in range(parts)]
+        files = [stack.enter_context(path.open("wb")) for path in paths]
+        for hashes in shards:
+            part_of = hashes % np.uint64(parts)
+            ordered = hashes[np.argsort(part_of)]
+            borders = np.cumsum(np.bincount(part_of.astype(np.int64), minlength=parts))[:-1]
+            for file, chosen in zip(files, np.split(ordered, borders), strict=True):
+                file.write(chosen.tobytes())
+        for file in files:
+            file.close()
+        return sum(_count_repeated(np.fromfile(path, np.uint64)) for path in paths)
 
 
-def _hash_ids(uri: str, part: int, passes: int) -> npt.NDArray[np.uint64]:
-    with storage.open_read(uri) as file:
-        ids = tables.open_parquet(file).read(columns=["doc_id"]).column("doc_id").to_pylist()
-    digests = b"".join(hashlib.blake2b(doc_id.encode(), digest_size=8).digest() for doc_id in ids)
-    hashes = np.frombuffer(digests, np.uint64)
-    chosen: npt.NDArray[np.uint64] = hashes[hashes % np.uint64(passes) == part]
-    return chosen
+def _count_repeated(hashes: npt.NDArray[np.uint64]) -> int:
+    hashes.sort()
+    return int(np.count_nonzero(hashes[1:] == hashes[:-1]))
+
+
+def _hash_ids(folder: ShardFolder, number: int) -> npt.NDArray[np.uint64]:
+    with folder.open(number) as parquet:
+        ids = parquet.read(columns=["doc_id"], use_threads=False).column("doc_id").combine_chunks()
+    if len(ids) == 0:
+        return np.empty(0, np.uint64)
+    _, offsets, data = ids.buffers()  # a string for each would double the time, and this is what publishing costs
+    ends, text = np.frombuffer(offsets, np.int32, len(ids) + 1, 4 * ids.offset).tolist(), memoryview(data)
+    digests = b"".join(hashlib.blake2b(text[i:j], digest_size=8).digest() for i, j in pairwise(ends))
+    return np.frombuffer(digests, np.uint64)
 
 
 # ------------------------------------------------------------------------------------------------ for people
@@ -160,23 +235,22 @@ def _size_category(rows: int) -> str:
     return names[int(np.searchsorted([10**power for power in range(3, 10)], rows, side="right"))]
 
 
-def make_report(job: Job, manifest: Manifest) -> str:
+def make_report(job: Job, manifest: Manifest, summary: Summary) -> str:
     """The HTML report of a finished dataset, from its receipts and a few sample documents."""
     numbers = [entry.number for entry in manifest.shards]
-    receipts = [job.curated.receipt(number, CuratedReceipt) for number in numbers]
     sampled = sorted({numbers[i * len(numbers) // _SAMPLED_SHARDS] for i in range(min(len(numbers), _SAMPLED_SHARDS))})
     data = ReportData(
         name=manifest.name,
-        statistics=merge_all([receipt.statistics for receipt in receipts]),
+        statistics=summary.statistics,
         totals=manifest.totals.model_dump() | {"lost_shards": len(manifest.lost_shards)},
         cuts=manifest.cuts,
         policy=manifest.spec["policy"],
         models={name: model.model_dump() for name, model in manifest.models.items()},
         quarantined=manifest.quarantined,
         samples=choose_samples(
-            [_first_group(job.curated.uri(number)) for number in sampled], job.spec.policy, manifest.cuts
+            [_first_group(job.curated, number) for number in sampled], job.spec.policy, manifest.cuts
         ),
-        stages=_stage_rates(job, numbers),
+        stages=summary.rates,
         spec_yaml=yaml.safe_dump(manifest.spec, sort_keys=False, allow_unicode=True),
     )
     return render_report(data)
@@ -188,26 +262,11 @@ def rewrite_report(directory: str) -> str:
     if plan is None or manifest.content != "dataset":
         raise OutputError(f"{directory!r} is not the folder of a curated dataset with text; name one that `run` made")
     job = Job(CurationSpec.model_validate(plan.spec), plan, directory=directory)
-    storage.replace(directory, REPORT, make_report(job, manifest).encode())
+    summary = _summarise(job, [entry.number for entry in manifest.shards])
+    storage.replace(directory, REPORT, make_report(job, manifest, summary).encode())
     return storage.join(directory, REPORT)
 
 
-def _first_group(uri: str) -> pa.Table:
-    with storage.open_read(uri) as file:
-        parquet = tables.open_parquet(file)
+def _first_group(folder: ShardFolder, number: int) -> pa.Table:
+    with folder.open(number) as parquet:
         return parquet.read_row_group(0) if parquet.metadata.num_row_groups else parquet.read()
-
-
-def _stage_rates(job: Job, numbers: list[int]) -> list[tuple[str, int, float, float]]:
-    """Tokens, seconds and workers of each stage, from the receipts; seconds as if no worker ever waited."""
-    stages: list[tuple[str, ShardFolder, type[Receipt]]] = [("tokenize", job.tokens, TokenReceipt)]
-    stages += [(f"score {name}", job.scores(name), ScoreReceipt) for name in job.plan.models]
-    stages.append(("select", job.curated, CuratedReceipt))
-    rates = []
-    for name, folder, kind in stages:
-        present = folder.published()
-        receipts = [folder.receipt(number, kind) for number in numbers if number in present]
-        workers = len({receipt.worker for receipt in receipts}) or 1
-        seconds = sum(receipt.seconds for receipt in receipts) / workers
-        rates.append((name, sum(receipt.tokens for receipt in receipts), seconds, float(workers)))
-    return rates

@@ -5,7 +5,6 @@ A hard cut per shard needs no other shard, so both of its passes run where the s
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 from curator.cluster import Pool
@@ -25,7 +24,7 @@ from curator.selection.cuts import (
     needs_counts,
     needs_ties,
 )
-from curator.selection.histogram import Boundary
+from curator.selection.histogram import Boundary, merge_histograms
 from curator.selection.pieces import Piece
 from curator.stages.pieces import ShardFiles
 from curator.worker import ShardFailure, raise_failures
@@ -107,19 +106,25 @@ def calibrate(pool: Pool, files: ShardFiles, policy: Policy, shards: Sequence[Sh
     local: dict[str, Cut] = {}
 
     def add_counts(counted: Counted) -> None:
-        nonlocal counts
-        counts = merge_counts([counts, counted.counts])
+        for key, histogram in counted.counts.items():
+            counts[key] = merge_histograms([counts[key], histogram]) if key in counts else histogram
         local.update(counted.cuts)
 
     if needs_counts(policy):
         _map(pool, CountStage(files, policy), shards, reporter, add_counts)
     if _is_local(policy):
         return Cuts(by_scope=dict(sorted(local.items())))
+    counts = dict(sorted(counts.items()))
     boundaries = find_boundaries(policy, counts)
-    parts: list[TieCounts] = []
+    ties = TieCounts()
+
+    def add_ties(counted: Counted) -> None:
+        nonlocal ties
+        ties = merge_ties([ties, counted.ties])
+
     if needs_ties(policy, boundaries):
-        _map(pool, CountStage(files, policy, boundaries), shards, reporter, lambda counted: parts.append(counted.ties))
-    return find_cuts(policy, counts, reduce(lambda total, part: merge_ties([total, part]), parts, TieCounts()))
+        _map(pool, CountStage(files, policy, boundaries), shards, reporter, add_ties)
+    return find_cuts(policy, counts, ties)
 
 
 def _map(
