@@ -14,8 +14,6 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from service.settings import Settings
-
 _ROOT = Path(__file__).parents[2]
 _CHART = _ROOT / "deploy" / "helm" / "token-curator"
 _FIELDS = Path(__file__).parent / "kuberay_fields.json"
@@ -88,18 +86,6 @@ def pod_templates(objects: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str
             yield "head", each["spec"]["headGroupSpec"]["template"]
             for group in each["spec"]["workerGroupSpecs"]:
                 yield group["groupName"], group["template"]
-
-
-def settings_file(objects: list[dict[str, Any]]) -> dict[str, Any]:
-    maps = [each for each in objects if each["kind"] == "ConfigMap" and "settings.toml" in each["data"]]
-    return tomllib.loads(maps[0]["data"]["settings.toml"])
-
-
-def strict(schema: Any) -> Any:
-    """Copy of a JSON schema without what only describes: titles, defaults, formats."""
-    if isinstance(schema, dict):
-        return {k: strict(v) for k, v in schema.items() if k not in ("title", "default", "format", "writeOnly")}
-    return [strict(each) for each in schema] if isinstance(schema, list) else schema
 
 
 @pytest.fixture(params=_KINDS)
@@ -192,50 +178,6 @@ def test_secrets_are_only_named(case: Any) -> None:
                 if any(word in variable["name"] for word in ("TOKEN", "KEY", "PASSWORD", "DATABASE_URL")):
                     literal = variable.get("value", "")
                     assert "valueFrom" in variable or literal.startswith("/etc/"), variable
-
-
-def test_settings_reach_the_service_as_they_were_written() -> None:
-    """Helm holds numbers as floats: a large one must not come out as 1e+10, nor 0 be taken for nothing."""
-    mine = {
-        "max_upload_bytes": 10_000_000_000_000, "max_running_jobs": 0, "retention_days": 0.5, "heartbeat_s": 5,
-        "allow_root": ["s3://corpora/", "/data/shared"], "public_url": 'https://curator.example/?a="b"&c=<d>',
-        "output_root": None,
-    }  # fmt: skip
-    written = settings_file(render({"settings": mine}))
-    assert type(written["max_upload_bytes"]) is int
-    read = Settings(**written)
-    assert {name: getattr(read, name) for name in mine} == mine | {"allow_root": tuple(mine["allow_root"])}
-    assert str(read.data_dir) == "/data" and read.host == "0.0.0.0" and read.port == 8000
-
-    plain = Settings(**settings_file(render({})))
-    assert plain.retention_days is None, "datasets would be deleted without anybody having asked for it"
-    remote = Settings(**settings_file(render(_KINDS["cluster"][0])))
-    assert (remote.launcher, remote.ray_address) == ("ray", "http://demo-token-curator-ray-head-svc:8265")
-
-
-def test_large_numbers_elsewhere_stay_whole() -> None:
-    values = copy.deepcopy(_KINDS["cluster"][0]) | {
-        "tolerations": [{"key": "slow", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 10_000_000}],
-        "podSecurity": {"user": 1_000_660_000, "group": 1_000_660_000},  # as OpenShift hands them out
-    }
-    values["ray"]["workerGroups"] = {"cpu": {"objectStoreMemoryBytes": 200_000_000_000, "maxReplicas": 1_000_000}}
-    objects = render(values)
-    pod = one(objects, "Deployment")["spec"]["template"]["spec"]
-    assert pod["tolerations"][0]["tolerationSeconds"] == 10_000_000
-    assert pod["securityContext"]["fsGroup"] == 1_000_660_000 == pod["securityContext"]["runAsUser"]
-    group = one(objects, "RayCluster")["spec"]["workerGroupSpecs"][0]
-    assert group["rayStartParams"]["object-store-memory"] == "200000000000" and group["maxReplicas"] == 1_000_000
-    assert "e+" not in json.dumps(objects)
-
-
-def test_settings_schema_is_that_of_the_service() -> None:
-    with helm.Chart.load(_CHART) as chart:
-        schema = chart.schema
-    assert schema is not None
-    wanted = strict(Settings.model_json_schema()["properties"])
-    assert schema["properties"]["settings"]["properties"] == wanted, (
-        "values.schema.json, settings.properties, should be: " + json.dumps(wanted)
-    )
 
 
 def test_two_versions_never_run_side_by_side() -> None:

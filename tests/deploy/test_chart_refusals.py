@@ -18,7 +18,8 @@ _REFUSED = {
     "a token in plain sight": ({"env": [{"name": "HF_TOKEN", "value": "hunter2"}]}, "env"),
     "the volume's place": ({"settings": {"data_dir": "/mnt"}}, "settings.data_dir is the chart's own"),
     "an address of its own": (
-        {**_SHARED, "ray": {"enabled": True}, "settings": {"ray_address": "http://x"}}, "settings.ray_address is the chart's own",
+        {**_SHARED, "ray": {"enabled": True}, "settings": {"ray_address": "http://x"}},
+        "settings.ray_address is the chart's own",
     ),
     "several replicas on SQLite": ({"replicas": 2}, "need PostgreSQL; set database.existingSecret"),
     "several replicas on one disk": (
