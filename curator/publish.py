@@ -224,7 +224,7 @@ def dataset_card(manifest: Manifest) -> str:
         "size_categories": [_size_category(totals.rows)],
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": f"{folder}/*.parquet"}]}],
     }
-    environment = Environment(loader=PackageLoader("curator", "outputs"), undefined=StrictUndefined, autoescape=False)
+    environment = Environment(loader=PackageLoader("curator", "outputs"), undefined=StrictUndefined, autoescape=False)  # nosec B701  # Markdown, no HTML
     policy = yaml.safe_dump(manifest.spec["policy"], sort_keys=False).strip()
     body = environment.get_template("card.md").render(manifest=manifest, totals=totals, folder=folder, policy=policy)
     return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n{body}"

@@ -147,7 +147,7 @@ def read_mapping(uri: str) -> dict[str, Any]:
     if len(content) > _MAX_SPEC_BYTES:
         raise SpecError(f"{uri!r} has {len(content):,} bytes; a spec has at most {_MAX_SPEC_BYTES:,}")
     try:
-        value = yaml.load(content, Loader=PlainLoader)
+        value = yaml.load(content, Loader=PlainLoader)  # nosec B506  # a SafeLoader, stricter
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise SpecError(f"{uri!r} is neither YAML nor JSON: {error}") from error
     if not isinstance(value, dict):

@@ -81,7 +81,7 @@ class SubprocessLauncher:
         command += ["--heartbeat", str(self._settings.heartbeat_s)]
         environment = {name: value for name, value in os.environ.items() if not name.startswith(_OWN_VARIABLES)}
         with directory.log_path.open("ab") as log:
-            child = subprocess.Popen(
+            child = subprocess.Popen(  # nosec B603  # this program's own command, no shell
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                 env=environment | {MARK: job.id, "PYTHONUNBUFFERED": "1"}, cwd=directory.record().cwd or job.directory,
             )  # fmt: skip

@@ -81,7 +81,7 @@ class Patience:
         if self._failures == 2:  # a first failure is common, and silent
             _log.warning("%s; trying again", failure)
         doubled_s = min(_SHORTEST_WAIT_S * 2**self._failures, _LONGEST_WAIT_S)
-        return failure.wait_s + random.uniform(_SHORTEST_WAIT_S, doubled_s)
+        return failure.wait_s + random.uniform(_SHORTEST_WAIT_S, doubled_s)  # nosec B311  # spreads retries, guards nothing
 
 
 def _failure(state: tenacity.RetryCallState) -> Transient:

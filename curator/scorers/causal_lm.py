@@ -49,7 +49,7 @@ def load_model(
         options["attn_implementation"] = attn_implementation
     source = path.parent if path.is_file() else path if path.exists() else model
     try:
-        loaded, report = AutoModelForCausalLM.from_pretrained(source, **options)
+        loaded, report = AutoModelForCausalLM.from_pretrained(source, **options)  # nosec B615  # options has the revision
     except (ValueError, KeyError, OSError, ImportError, RuntimeError) as error:
         raise ScorerError(f"transformers cannot load model {model!r}: {type(error).__name__}: {error}") from error
     if report["missing_keys"]:

@@ -114,7 +114,7 @@ def write_request(dialect: Dialect, model: str, prompts: Sequence[list[int] | st
     if dialect.protocol == "prompt_logprobs":
         return request | {"prompt_logprobs": 0}
     return (
-        request | {"echo": True, "logprobs": 1} | ({"return_tokens_as_token_ids": True} if dialect.written_ids else {})
+        request | {"echo": True, "logprobs": 1} | ({"return_tokens_as_token_ids": True} if dialect.written_ids else {})  # nosec B105  # a flag
     )
 
 

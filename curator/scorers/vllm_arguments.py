@@ -179,7 +179,7 @@ def _read_config(model: str, revision: str | None) -> Any:
 
     path = Path(model).expanduser()
     if path.suffix == ".gguf":
-        return AutoConfig.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+        return AutoConfig.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)  # nosec B615  # a local file
     source = path if path.exists() else model
     return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
 

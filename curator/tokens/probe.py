@@ -58,7 +58,7 @@ def _apply(component: Mapping[str, Any], text: str) -> str:
     alone: dict[str, Any] = {
         **{"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": component},
         **{"pre_tokenizer": None, "post_processor": None, "decoder": None},
-        "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"},
+        "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"},  # nosec B105  # a token of a vocabulary
     }
     normalizer = tokenizers.Tokenizer.from_str(json.dumps(alone)).normalizer
     return text if normalizer is None else str(normalizer.normalize_str(text))

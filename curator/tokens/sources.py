@@ -95,7 +95,7 @@ def _convert(source: str, where: dict[str, str]) -> tuple[str, dict[str, str | i
             "install token-curator[transformers], or name a tokenizer.json in tokens.tokenizer"
         ) from error
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False, local_files_only=True)  # nosec B615  # a local folder
     except Exception as error:  # its failures are of many types: missing library, bad file, remote code asked for
         raise _no_fast_tokenizer(source, f"{type(error).__name__}: {error}") from error
     if not getattr(tokenizer, "is_fast", False):

@@ -15,7 +15,7 @@ def yaml_to_json(raw: bytes) -> str:
         Problem: 422, with the line where there is one: no YAML, no mapping, or values that JSON does not have.
     """
     try:
-        content = yaml.load(raw.decode(), Loader=PlainLoader)
+        content = yaml.load(raw.decode(), Loader=PlainLoader)  # nosec B506  # a SafeLoader, stricter
         if isinstance(content, dict):
             return json.dumps(content, allow_nan=False)
     except yaml.YAMLError as error:

@@ -125,8 +125,8 @@ def make_weights(rows: list[IntArray], hard: bool) -> list[FloatArray]:
     random = np.random.default_rng(_SEED)
     made = []
     for ids in rows:
-        weights = random.choice(np.array(_PALETTE, np.float32), len(ids))
-        weights[random.random(len(ids)) < _ZERO_SHARE] = 0
+        weights = random.choice(np.array(_PALETTE, np.float32), len(ids))  # nosec B311  # numpy's, seeded
+        weights[random.random(len(ids)) < _ZERO_SHARE] = 0  # nosec B311  # numpy's, seeded
         weights[-1], weights[0] = _PALETTE[-1], 0
         made.append((weights > 0).astype(np.float32) if hard else weights)
     return made

@@ -49,7 +49,7 @@ def load_base(spec: "TrainSpec", checkpoint: Checkpoint) -> Base:
     """
     source = _locate(spec)
     with _saying_what_is_wrong(spec):
-        config = AutoConfig.from_pretrained(**source, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(**source, trust_remote_code=False)  # nosec B615  # source has the revision
         with _quietly():
             if "gguf_file" in source:
                 _check_size(config, checkpoint, spec)
@@ -59,7 +59,8 @@ def load_base(spec: "TrainSpec", checkpoint: Checkpoint) -> Base:
         model, found = _load(source)
         _check_complete(model, found, spec)
         if "gguf_file" not in source:  # of which the tokenizer was read before, and takes seconds
-            AutoTokenizer.from_pretrained(**source, trust_remote_code=False)  # now, not when all is trained
+            # now, not when all is trained
+            AutoTokenizer.from_pretrained(**source, trust_remote_code=False)  # nosec B615  # source has the revision
     saved_dtype = config.dtype or _STORED.get(checkpoint.stored_type) or choose_dtype(spec.dtype)
     return Base(model, saved_dtype, tuple(sorted(found["unexpected_keys"])))
 
@@ -69,7 +70,7 @@ def _load(source: dict[str, Any], **options: Any) -> tuple[Any, dict[str, Any]]:
     weights: dict[str, Any] = {"use_safetensors": True}
     if "gguf_file" in source:
         weights = {"quantization_config": GgufConfig(dequantize=True)}
-    model, found = AutoModelForCausalLM.from_pretrained(
+    model, found = AutoModelForCausalLM.from_pretrained(  # nosec B615  # source has the revision
         **source,
         **weights,
         **options,
@@ -163,7 +164,7 @@ def _list(names: Iterable[str]) -> str:
 def save_model(model: Any, saved_dtype: torch.dtype, spec: "TrainSpec", folder: Path) -> None:
     """Write weights (safetensors), config and tokenizer files; the model itself is moved and cast for it."""
     model.to("cpu", saved_dtype).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(**_locate(spec), trust_remote_code=False).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(**_locate(spec), trust_remote_code=False).save_pretrained(folder)  # nosec B615  # with the revision
     # The library may write an equal but not identical definition; ours is the base's own, character by character.
     found = find_tokenizer(spec.base, spec.revision)
     (folder / "tokenizer.json").write_text(found.definition_json, encoding="utf-8")
