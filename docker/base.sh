@@ -1,0 +1,16 @@
+#!/bin/sh
+# Make a stand-in for docker.io/library/python:3.11-slim-bookworm where no registry can be reached: the same Debian with
+# its own Python 3.11, from the configured package mirror. Needs root and debootstrap.
+#   docker/base.sh local/python-slim:bookworm
+set -eu
+image=${1:?name the image to make, such as local/python-slim:bookworm}
+root=$(mktemp -d)
+trap 'rm -rf "$root"' EXIT
+debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates,tzdata,netbase bookworm "$root" \
+    "${DEBIAN_MIRROR:-http://deb.debian.org/debian}" > "$root.log" || { tail -20 "$root.log" >&2; exit 1; }
+rm -rf "$root.log" "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/var/log/* "$root"/usr/share/doc/* \
+    "$root"/usr/share/man/* "$root"/usr/share/locale/* "$root"/var/cache/debconf/*-old
+for name in python python3; do ln -s /usr/bin/python3.11 "$root/usr/local/bin/$name"; done
+tar -C "$root" -c . | "${DOCKER:-docker}" import \
+    --change 'ENV PATH=/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin' \
+    --change 'CMD ["python3"]' - "$image"
