@@ -155,15 +155,19 @@ class Metrics:
     def _of_database(self) -> list[GaugeMetricFamily]:
         """How the jobs stand; nothing when the database does not answer, which `ready` tells."""
         jobs = GaugeMetricFamily("jobs", "Jobs by state", labels=["state"])
+        working = GaugeMetricFamily(
+            "curations_in_progress", "Curation jobs that are in progress: their stages work through tokens"
+        )
         oldest = GaugeMetricFamily("queue_oldest_seconds", "How long the oldest waiting job has waited; 0 if none does")
         try:
             counts, since = self._store.counts(), self._store.waiting_since()
         except sa.exc.SQLAlchemyError:
-            return [jobs, oldest]
+            return [jobs, working, oldest]
         for state in get_args(Status):
-            jobs.add_metric([state], counts.get(state, 0))
+            jobs.add_metric([state], sum(number for (_, its), number in counts.items() if its == state))
+        working.add_metric([], counts.get(("curate", "in_progress"), 0))
         oldest.add_metric([], 0.0 if since is None else max(time.time() - since, 0.0))
-        return [jobs, oldest]
+        return [jobs, working, oldest]
 
     def _of_disk(self) -> list[GaugeMetricFamily]:
         free = GaugeMetricFamily("storage_free_bytes", "Free space under the data directory")

@@ -165,11 +165,11 @@ class Store:
         """How many jobs wait, of a tenant or of all, for a decision by this limit."""
         return self._queue.count(connection, tenant, limit)
 
-    def counts(self) -> dict[str, int]:
-        """How many jobs are in each state."""
-        query = sa.select(jobs.c.status, sa.func.count()).group_by(jobs.c.status)
+    def counts(self) -> dict[tuple[str, str], int]:
+        """How many jobs there are of each kind in each state."""
+        query = sa.select(jobs.c.kind, jobs.c.status, sa.func.count()).group_by(jobs.c.kind, jobs.c.status)
         with reading(self.engine) as connection:
-            return {status: int(number) for status, number in connection.execute(query)}
+            return {(kind, status): int(number) for kind, status, number in connection.execute(query)}
 
     def queue_positions(self, found: Sequence[Job]) -> dict[str, int]:
         """Places of those jobs of one tenant that wait, among all of its own; what others do is not to be seen."""

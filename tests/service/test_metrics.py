@@ -199,7 +199,11 @@ def test_a_driver_that_dies_is_counted_and_what_it_had_done_stays_counted(
     submit(services)
     job = take(services)
     write(job, progress(40, published=2, retried=1))
+    write(job, ("state", {"status": "in_progress"}))
+    assert services.watcher._follow(job).status == "in_progress"
+    assert value(services, "curations_in_progress") == value(services, "jobs", state="in_progress") == 1
     services.watcher.round()  # its owner has died, and so has its driver
+    assert value(services, "curations_in_progress") == 0
     assert found(services, job.id).status == "queued"
     assert value(services, "relaunches_total") == 1
     again = take(services)
@@ -242,6 +246,7 @@ def test_every_state_and_label_is_there_from_the_beginning(open_services: Callab
     services = open_services()
     for state in STATES:
         assert value(services, "jobs", state=state) == 0
+    assert value(services, "curations_in_progress") == 0
     for name, label, values in (
         ("tokens_total", "decision", ("kept", "dropped")),
         ("documents_total", "outcome", ("published", "quarantined")),
