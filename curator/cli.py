@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from curator import remote
+from curator import logs, remote
 from curator.errors import CuratorError, OutputError, SpecError
 from curator.interrupts import heeded
 from curator.training.check import command as check_command
@@ -41,20 +41,15 @@ def run(
     data_dir: Annotated[
         Path | None, typer.Option(help="data directory of a service: the job gets a directory there and shows up in it")
     ] = None,
+    log_format: Annotated[
+        logs.LogFormat,
+        typer.Option(envvar=logs.FORMAT_VARIABLE, help="progress and errors for people, or one JSON object a line"),
+    ] = "text",
 ) -> None:
     """Run a job to its end; the same command resumes it."""
-    from curator.progress import make_reporter
-    from curator.spec import load_spec
+    from curator.batch import run_spec
 
-    if data_dir is None:
-        from curator.pipeline import curate
-
-        _finish(curate(load_spec(spec), make_reporter()))
-    else:
-        from curator.job_runner import run_in
-        from curator.manifest import read_manifest
-
-        _finish(read_manifest(run_in(data_dir, load_spec(spec), make_reporter()).output))
+    _finish(run_spec(spec, data_dir, log_format))
 
 
 @app.command()
@@ -277,12 +272,10 @@ def main() -> None:
     try:
         with heeded():
             app()
-    except (SpecError, OutputError) as error:
-        err.print(f"error: {error}")
-        sys.exit(BAD_USAGE)
     except CuratorError as error:
-        err.print(f"error: {error}")
-        sys.exit(FAILED)
+        if not logs.told(error):
+            err.print(f"error: {error}")
+        sys.exit(BAD_USAGE if isinstance(error, SpecError | OutputError) else FAILED)
     except KeyboardInterrupt:
         _leave_interrupted()
     except SystemExit as ended:
@@ -292,6 +285,7 @@ def main() -> None:
 
 
 def _leave_interrupted() -> NoReturn:
-    err.print("interrupted; run the same command to resume")
+    if not logs.told("interrupted; run the same command to resume"):
+        err.print("interrupted; run the same command to resume")
     sys.stdout.flush()
     os._exit(INTERRUPTED)  # Ray's farewell may crash when it was interrupted while it started

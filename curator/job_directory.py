@@ -27,7 +27,7 @@ from typing import IO, Any, Literal
 
 from pydantic import Field
 
-from curator import line_file, storage
+from curator import line_file, storage, tracing
 from curator.data import StrictModel
 from curator.errors import Superseded
 from curator.manifest import read_record
@@ -72,6 +72,7 @@ class JobRecord(StoredRecord):
     attempt: int = Field(default=1, ge=1, description="raised when a user resumes the job")
     epoch: int = Field(default=1, ge=1, description="raised whenever the job changes hands; fences earlier owners off")
     cwd: str | None = Field(default=None, description="where the spec's relative paths start; None = it has none")
+    traceparent: str | None = Field(default=None, description="of the request that this attempt began with")
 
 
 class Event(StrictModel):
@@ -121,6 +122,12 @@ class EventLog:
         """Id of the newest event; 0 when there is none."""
         with self.path.open("rb") as file:
             return _last(file)[0]
+
+    def last_moment(self) -> datetime:
+        """When the newest event was written; this moment when there is none."""
+        with self.path.open("rb") as file:
+            line = line_file.last_line(file)
+        return datetime.fromisoformat(json.loads(line)["at"]) if line else datetime.now(UTC)
 
     def last_epoch(self) -> int:
         """Epoch of the newest event; 0 when there is none."""
@@ -219,6 +226,8 @@ class JobDirectory:
                 raise Superseded(f"job {record.id} has got its owner {epoch} already; this process came second")
             if owner is not None:
                 self.beat(owner)
+            if attempt is not None and attempt > record.attempt:
+                record = record.model_copy(update={"traceparent": tracing.traceparent()})
             record = record.model_copy(update={"epoch": epoch, "attempt": attempt or record.attempt})
             storage.replace(str(self.path), RECORD, record.model_dump_json(indent=1).encode())
             storage.clear_staging(str(self.path))

@@ -21,9 +21,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from curator import storage
+from curator import logs, storage, tracing
 from curator.errors import CuratorError, OutputError, Superseded
 from curator.event_reporter import EventReporter, Write
+from curator.hiding import describe, keep_keys_of
 from curator.job_directory import (
     DEFAULT_TENANT,
     TERMINAL,
@@ -57,7 +58,11 @@ def run_job(directory: JobDirectory, epoch: int, shown: Reporter, heartbeat_s: f
         directory.append(epoch, kind, data)
 
     record = directory.check(epoch)  # before the first sign of life, which would hide the newer owner's
-    with alive(directory, epoch, heartbeat_s):
+    keep_keys_of(record.spec)
+    logs.also(job=record.id, attempt=record.attempt, epoch=epoch)
+    parent = os.environ.get(tracing.VARIABLE) or record.traceparent
+    job = tracing.of_job(record.id, record.attempt, epoch)
+    with tracing.span("job.run", job, parent=parent), alive(directory, epoch, heartbeat_s):
         try:
             ended = _curate(record, write, shown) if record.kind == "curate" else _train(record, write, shown)
         except Superseded:
@@ -66,7 +71,7 @@ def run_job(directory: JobDirectory, epoch: int, shown: Reporter, heartbeat_s: f
             directory.check(epoch)  # a fenced process learns here why it was interrupted
             raise KeyboardInterrupt from interruption
         except Exception as error:
-            write("state", {"status": "failed", "error": {"type": type(error).__name__, "message": str(error)}})
+            write("state", {"status": "failed", "error": {"type": type(error).__name__, "message": describe(error)}})
             raise
         write("state", {"status": "completed", **ended})
 
@@ -174,6 +179,7 @@ def _run_here(directory: JobDirectory, shown: Reporter) -> None:
 def _curate(record: JobRecord, write: Write, shown: Reporter) -> dict[str, Any]:
     from curator.pipeline import curate
 
+    logs.adopt_ray()
     reporter = EventReporter(write, shown)
     try:
         manifest = curate(parse_spec(record.spec, RECORD_ORIGIN), reporter)
@@ -198,7 +204,8 @@ def _train(record: JobRecord, write: Write, shown: Reporter) -> dict[str, Any]:
     reporter = EventReporter(write, shown)
     spec = validate(TypeAdapter(TrainSpec), record.spec, RECORD_ORIGIN)
     reporter.start("train", 0, 0)
-    result = train_reference(spec, reporter.say)
+    with tracing.span("stage train"):
+        result = train_reference(spec, reporter.say)
     reporter.finish()
     return {"quarantined": result.bad_rows}
 
@@ -208,22 +215,23 @@ RECORD_ORIGIN = "the job's spec"
 
 def main() -> None:
     """Entry point of the process that the service starts."""
-    from curator.progress import Lines
-
     parser = argparse.ArgumentParser(prog="python -m curator.job_runner", description=__doc__)
     parser.add_argument("directory", type=Path, help="the job's directory")
     parser.add_argument("epoch", type=int, help="number of this owner")
     parser.add_argument("--heartbeat", type=float, default=HEARTBEAT_S, help="seconds between two signs of life")
     arguments = parser.parse_args()
+    directory, form = JobDirectory(arguments.directory), logs.chosen_format()
+    logs.start(form, job=directory.path.name, epoch=arguments.epoch)
     try:
-        run_job(JobDirectory(arguments.directory), arguments.epoch, Lines(), arguments.heartbeat)
+        with tracing.process("driver"):
+            run_job(directory, arguments.epoch, logs.reporter(form), arguments.heartbeat)
     except Superseded as error:
-        print(f"superseded: {error}", file=sys.stderr, flush=True)
+        logs.say_error(error)
         os._exit(SUPERSEDED)  # Ray's farewell may crash when its cluster has been stopped; nothing here is needed
     except KeyboardInterrupt:
         os._exit(INTERRUPTED)  # or when it was interrupted while it started
     except CuratorError as error:
-        print(f"error: {error}", file=sys.stderr)
+        logs.say_error(error)
         sys.exit(FAILED)
 
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, ValidationError
 
-from curator import storage, tables
+from curator import storage, tables, tracing
 from curator.ahead import read_ahead
 from curator.data import BadRow, Cut, ModelIdentity, StrictModel
 from curator.errors import OutputError, StorageError
@@ -159,6 +159,7 @@ def read_record(uri: str, kind: type[Record]) -> Record:
         raise OutputError(f"{uri!r} is not JSON: {error}; restore it or start afresh") from error
 
 
+@tracing.span("publish shard")
 def publish_shard(folder: ShardFolder, staged: Path, receipt: AnyReceipt) -> AnyReceipt:
     """Publish a complete staged shard and its receipt; both steps are idempotent.
 

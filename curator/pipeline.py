@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from curator import storage
+from curator import storage, tracing
 from curator.cluster import Cluster, Pool, connect
 from curator.errors import CorpusError, OutputError, ShardError
 from curator.frozen import check_same_spec, check_vacant, open_plan, write_plan
@@ -52,7 +52,9 @@ def curate(spec: CurationSpec, reporter: Reporter | None = None) -> Manifest:
     Raises:
         CuratorError: of the kind that says what is wrong; whatever was published stays, and the same call resumes.
     """
-    job = Job(spec, open_plan(spec), reporter or Silent())
+    with tracing.span("plan"):
+        plan = open_plan(spec)
+    job = Job(spec, plan, reporter or Silent())
     if storage.exists(storage.join(job.root, MANIFEST)):
         return _finished(job)
     job.clear_staging()
@@ -165,6 +167,7 @@ def weigh(job: Job, cluster: Cluster, lost: list[LostShard]) -> Calibration:
     return calibration
 
 
+@tracing.span("publish")
 def publish(job: Job, calibration: Calibration) -> Manifest:
     """Write what makes the shards a dataset: card, report and, last, the manifest."""
     shards = len(job.shards(calibration.lost))
@@ -209,7 +212,8 @@ def _map(job: Job, pool: Pool, name: str, stage: Any, tasks: Sequence[Any]) -> l
         for receipt in _receipts(result):
             count_shards(job.reporter, "adopted" if receipt.adopted else "published")
 
-    failures = pool.map(stage, tasks, reporter=job.reporter, tokens_of=_count_tokens, on_result=count)
+    with tracing.stage(stage, name) as traced:
+        failures = pool.map(traced, tasks, reporter=job.reporter, tokens_of=_count_tokens, on_result=count)
     published = stage.folder.published() if failures else set()  # a pass over one file may have got some shards done
     hopeless = job.spec.on_bad_shard == "fail" or name == "select"
     tried = [shard.number for failure in failures for shard in _shards(failure.task)]

@@ -6,10 +6,10 @@ another machine it shows as silence. The process looks as often whether the job 
 Invariant: a process whose job has passed on ends within seconds, whatever it is waiting for.
 """
 
+import logging
 import os
 import platform
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -27,6 +27,7 @@ HEARTBEAT_S, STALLED_S = 10.0, 30.0
 SUPERSEDED = 4
 """Exit code of a process whose job has passed on."""
 
+_log = logging.getLogger("curator.job")
 _WATCH_S = 1.0
 _LEAVE_S = 6.0
 
@@ -107,7 +108,7 @@ def _watch(directory: JobDirectory, epoch: int, heartbeat_s: float, ended: threa
                 beaten_s = time.monotonic()
                 directory.beat(beat_of_this_process(epoch))
         except (CuratorError, OSError) as error:  # a disk that stutters: try again, silence is noticed by the owner
-            print(f"heartbeat: {error}", file=sys.stderr, flush=True)
+            _log.warning("heartbeat: %s", error)
     if interrupts and not ended.is_set():
         os.kill(os.getpid(), SIGUSR1)
         if not ended.wait(_LEAVE_S):  # it waits for a cluster that does not answer; nothing that it holds is needed

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 import curator
 from curator.errors import ClusterError, CuratorError, EngineDied, ShardError
+from curator.hiding import describe
 
 TaskContra = TypeVar("TaskContra", contravariant=True)
 ResultCo = TypeVar("ResultCo", covariant=True)
@@ -124,7 +125,7 @@ class StageWorker:
         except CuratorError as error:
             return Failure(error, traceback.format_exc(), opening, unfit=isinstance(error, EngineDied))
         except Exception as error:  # a bug or a passing fault, such as a broken device: the driver decides on retrying
-            wrapped = ClusterError(f"{type(error).__name__}: {error}")
+            wrapped = ClusterError(describe(error, over_rows=not opening))
             wrapped.retryable = True
             return Failure(wrapped, traceback.format_exc(), opening, unfit=True)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 
+from curator import tracing
 from service import problems
 from service.auth import RateLimit
 from service.changes import Changes
@@ -18,6 +19,7 @@ from service.gate import Gate
 from service.keys import KeyStore
 from service.launcher import make_launcher
 from service.metrics import Metrics
+from service.observe import Observed
 from service.openapi import describe
 from service.readiness import Readiness
 from service.routes import events, health, jobs, keys, looking, pages, shards, uploads
@@ -55,11 +57,13 @@ def build_app(services: Services) -> FastAPI:
         services.watcher.start()
         yield
         services.watcher.stop()
+        tracing.finish()  # here, as uvicorn ends the process by the signal that stopped it
 
     app = FastAPI(title="Token curator", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.services = services
     problems.install(app)
     app.add_middleware(Gate, services=services, metrics=services.metrics)
+    app.add_middleware(Observed)
     for resource in (jobs, events, shards, looking, uploads, keys):
         app.include_router(resource.router, prefix="/v1")
     app.include_router(health.router)

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.auth import answers_at_once, authenticate
 from service.context import Services
 from service.metrics import Metrics
+from service.observe import answered
 from service.problems import Problem, respond, unexpected
 from service.routes.pages import router as pages
 
@@ -159,4 +160,5 @@ class _Guarded:
             missing = [(name, text) for name, text in _HEADERS if name not in present]
             message = {**message, "headers": [*message["headers"], *missing]}
             self._metrics.observe(self._scope, message["status"], time.perf_counter() - self._began_s)
+            answered(self._scope, message["status"])
         await self._send(message)

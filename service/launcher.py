@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import psutil
 
+from curator import logs, tracing
 from curator.job_directory import Heartbeat, JobDirectory
 from curator.job_runner import MARK
 from curator.signs_of_life import beat_of, is_running, process_of
@@ -79,11 +80,12 @@ class SubprocessLauncher:
         directory = JobDirectory(job.directory)
         command = [sys.executable, "-m", "curator.job_runner", str(job.directory), str(job.epoch)]
         command += ["--heartbeat", str(self._settings.heartbeat_s)]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(_OWN_VARIABLES)}
+        own = (_OWN_VARIABLES, tracing.VARIABLE)
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
         with directory.log_path.open("ab") as log:
             child = subprocess.Popen(  # nosec B603  # this program's own command, no shell
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                env=environment | {MARK: job.id, "PYTHONUNBUFFERED": "1"}, cwd=directory.record().cwd or job.directory,
+                env=environment | _variables(job, self._settings), cwd=directory.record().cwd or job.directory,
             )  # fmt: skip
         self._children[job.id, job.epoch] = child
         directory.beat(beat_of(child.pid, job.epoch))  # at once, so that a service that follows knows it
@@ -148,7 +150,8 @@ class RayLauncher:
     def start(self, job: Job) -> None:
         """Submit the driver, whose output goes to the job's log."""
         directory = JobDirectory(job.directory)
-        runner = ["python", "-m", "curator.job_runner", str(job.directory), str(job.epoch)]
+        variables = [f"{name}={value}" for name, value in _variables(job, self._settings).items()]
+        runner = ["env", *variables, "python", "-m", "curator.job_runner", str(job.directory), str(job.epoch)]
         runner += ["--heartbeat", str(self._settings.heartbeat_s)]
         folder, log = shlex.quote(directory.record().cwd or str(job.directory)), shlex.quote(str(directory.log_path))
         self._client.submit_job(
@@ -189,6 +192,13 @@ class RayLauncher:
             if "status code 404" in str(error):  # Ray has no such job
                 return None
             raise  # it does not answer now, which says nothing of the job
+
+
+def _variables(job: Job, settings: Settings) -> dict[str, str]:
+    """What a driver's environment has beside its machine's: no setting of ours, and nothing secret."""
+    parent = tracing.traceparent()
+    variables = {MARK: job.id, "PYTHONUNBUFFERED": "1", logs.FORMAT_VARIABLE: settings.job_log_format}
+    return variables if parent is None else variables | {tracing.VARIABLE: parent}
 
 
 def _submission(job: Job, epoch: int) -> str:

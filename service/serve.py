@@ -1,18 +1,17 @@
 """What `curator serve` does: open the database, show the first key once, and serve until it is told to stop."""
 
 import gc
-import json
-import logging
+import os
 import socket
-import sys
-import time
 from urllib.parse import unquote
 
 import sqlalchemy as sa
 import uvicorn
 from alembic.util import CommandError
 
+from curator import logs, tracing
 from curator.errors import ClusterError
+from curator.hiding import keep_secret
 from curator.job_directory import DEFAULT_TENANT
 from service.app import build_app, make_services
 from service.context import Services
@@ -23,22 +22,6 @@ _STOP_WITHIN_S = 5
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75  # longer than clients and proxies keep a connection, else one is closed under a request on its way
 _CANNOT_START = (OSError, RuntimeError, ImportError, ValueError, sa.exc.SQLAlchemyError, CommandError)
-
-
-class JsonLines(logging.Formatter):
-    """One JSON object a line; never any corpus text, as nothing of it is ever logged."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line."""
-        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        line = {
-            "at": f"{moment}.{int(record.msecs):03d}Z", "level": record.levelname.lower(), "logger": record.name,
-            "message": record.getMessage(),
-        }  # fmt: skip
-        line |= {name: getattr(record, name) for name in ("job", "attempt") if hasattr(record, name)}
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
 
 
 def serve(settings: Settings, *, reindex: bool = False, new_key: bool = False) -> None:
@@ -52,7 +35,9 @@ def serve(settings: Settings, *, reindex: bool = False, new_key: bool = False) -
     Raises:
         ClusterError: the port is in use, or the Ray cluster or the database cannot be reached.
     """
-    _log_to_stderr()
+    logs.start(settings.log_format)
+    _keep_secrets(settings)
+    tracing.begin("service")
     with _listen(settings) as listener:  # first of all: a second service on this port must not take a job
         services = _open(settings)
         if reindex:
@@ -65,9 +50,18 @@ def serve(settings: Settings, *, reindex: bool = False, new_key: bool = False) -
         _run(services, listener)
 
 
+def _keep_secrets(settings: Settings) -> None:
+    address = "" if settings.database_url is None else settings.database_url.get_secret_value()
+    login = address.partition("://")[2].rpartition("@")[0]
+    keep_secret(address, login, login.partition(":")[2])
+    keep_secret(*(os.environ.get(variable) for variable in settings.allow_key_variables))
+
+
 def _open(settings: Settings) -> Services:
     try:
-        return make_services(settings)
+        services = make_services(settings)
+        logs.adopt_ray()
+        return services
     except _CANNOT_START as error:
         reason = _without_password(str(getattr(error, "orig", None) or error), settings)
         raise ClusterError(
@@ -125,10 +119,3 @@ class _Server(uvicorn.Server):
                 host, port = listener.getsockname()[:2]
                 shown = f"[{host}]" if ":" in host else host
                 print(f"Listening on http://{shown}:{port}", flush=True)
-
-
-def _log_to_stderr() -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    logging.getLogger("alembic").setLevel(logging.WARNING)

@@ -82,6 +82,11 @@ class Settings(BaseSettings):
         default=(), description="environment variables that api_key_env may name; all others are refused"
     )
 
+    log_format: Literal["json", "text"] = Field(default="json", description="of the service's own log, on stderr")
+    job_log_format: Literal["text", "json"] = Field(
+        default="text", description="of each job's log, which /logs and the dashboard show"
+    )
+
     max_running_jobs: int = Field(default=1, ge=0, description="jobs that run at once; 0 = none is started")
     max_queued_jobs: int = Field(default=10_000, ge=1, description="jobs that may wait, over all tenants")
     tenant_running_jobs: int | None = Field(default=None, ge=1, description="jobs of one tenant that run at once")

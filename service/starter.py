@@ -2,9 +2,10 @@
 
 import logging
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
+from curator import tracing
 from curator.errors import CuratorError, Superseded
 from curator.job_directory import JobDirectory
 from service.launcher import Launcher
@@ -54,8 +55,9 @@ class Starter:
     def _start(self, job: Job) -> bool:
         """Start a job's driver; False if nothing can be started now."""
         try:
-            JobDirectory(job.directory).advance(job.epoch, {"status": "validating"}, attempt=job.attempt)
-            self._launcher.start(job)
+            with _traced(job):
+                JobDirectory(job.directory).advance(job.epoch, {"status": "validating"}, attempt=job.attempt)
+                self._launcher.start(job)
         except Superseded:
             return True
         except Exception as error:
@@ -78,9 +80,22 @@ class Starter:
             self._on_change(job.id)
 
 
+@contextmanager
+def _traced(job: Job) -> Iterator[None]:
+    """A span around a job's launch, and one of the wait before it; nothing where no traces are sent."""
+    if not tracing.sends():
+        yield
+        return
+    directory, known = JobDirectory(job.directory), tracing.of_job(job.id, job.attempt, job.epoch)
+    parent = directory.record().traceparent
+    tracing.record("job.queued", int(directory.events.last_moment().timestamp() * 1e9), time.time_ns(), known, parent)
+    with tracing.span("job.launch", known, parent=parent):
+        yield
+
+
 def names(job: Job) -> dict[str, object]:
     """What a line of the log carries of a job."""
-    return {"job": job.id, "attempt": job.attempt}
+    return {"job": job.id, "attempt": job.attempt, "epoch": job.epoch}
 
 
 def is_the_jobs_own(error: Exception) -> bool:

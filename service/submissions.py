@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
 
-from curator import storage
+from curator import storage, tracing
 from curator.errors import CuratorError, Superseded
 from curator.job_directory import JobDirectory, JobKind, JobRecord, Status, default_output, new_id, now
 from service.admission import AdmittedSpec, overlaps
@@ -81,7 +81,7 @@ class Submissions:
             self._check_apart(admitted, tenant)
             record = JobRecord(
                 id=job_id, kind=kind, tenant=tenant, name=admitted.name, spec=admitted.content, output=admitted.output,
-                idempotency_key=key, body_sha256=body_sha256, created_at=now(),
+                idempotency_key=key, body_sha256=body_sha256, created_at=now(), traceparent=tracing.traceparent(),
             )  # fmt: skip
             return self._add(record, answer), False
         except Problem:
@@ -250,4 +250,4 @@ class Submissions:
         except Superseded:  # changed again since, and told by whoever did that
             _log.info("job %s has moved on from epoch %d", job.id, job.epoch)
         except (CuratorError, OSError) as error:  # the change stands in the database; the watcher writes it down later
-            _log.error("job %s: %s", job.id, error)
+            _log.error("job %s: %s", job.id, error, extra={"job": job.id, "attempt": job.attempt})

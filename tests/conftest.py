@@ -5,7 +5,10 @@ import gc
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -122,6 +125,88 @@ def load_script() -> Callable[[Path], ModuleType]:
         return module
 
     return load
+
+
+class Collector(ThreadingHTTPServer):
+    """An OpenTelemetry collector: takes what is sent over HTTP as protobuf, decodes it and keeps it.
+
+    `mood` is how it answers: `well`, `error` (500), or `hang` (not for half a minute).
+    """
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Receiver)
+        self.daemon_threads = True
+        self.mood, self.closing = "well", threading.Event()
+        self.bodies: list[bytes] = []
+        self.headers: list[dict[str, str]] = []
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+    def spans(self) -> list[dict[str, Any]]:
+        """All spans so far, each with its sender's attributes as `resource`."""
+        from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+        found = []
+        for body in list(self.bodies):
+            for sender in ExportTraceServiceRequest.FromString(body).resource_spans:
+                resource = _plain(sender.resource.attributes)
+                found += [
+                    {
+                        "name": span.name, "trace": span.trace_id.hex(), "id": span.span_id.hex(),
+                        "parent": span.parent_span_id.hex(), "kind": span.kind, "status": span.status.code,
+                        "message": span.status.message, "start": span.start_time_unix_nano,
+                        "end": span.end_time_unix_nano, "attributes": _plain(span.attributes),
+                        "events": len(span.events), "resource": resource,
+                    }
+                    for scope in sender.scope_spans
+                    for span in scope.spans
+                ]  # fmt: skip
+        return found
+
+
+class _Receiver(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        assert isinstance(self.server, Collector)
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.server.mood == "hang":
+            self.server.closing.wait(30)
+        if self.server.mood == "well" and self.path == "/v1/traces":
+            self.server.bodies.append(body)
+            self.server.headers.append({name.lower(): value for name, value in self.headers.items()})
+        with suppress(OSError):  # whoever asked may not have waited
+            self.send_response(200 if self.server.mood == "well" else 500)
+            self.send_header("Content-Type", "application/x-protobuf")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def _plain(attributes: Any) -> dict[str, Any]:
+    """Protobuf's key-values as a dict."""
+
+    def value(any_value: Any) -> Any:
+        kind = any_value.WhichOneof("value")
+        if kind == "array_value":
+            return [value(item) for item in any_value.array_value.values]
+        return getattr(any_value, kind)
+
+    return {attribute.key: value(attribute.value) for attribute in attributes}
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    """A collector of traces that listens."""
+    server = Collector()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.closing.set()
+    server.shutdown()
+    server.server_close()
+    thread.join()
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from curator import tracing
 from curator.cluster import Pool
 from curator.data import Cut, Policy
 from curator.plan import ShardRef
@@ -132,8 +133,9 @@ def _map(
 ) -> None:
     name = "calibrate" if stage.boundaries is None else "calibrate ties"
     reporter.start(name, len(shards), sum(shard.tokens for shard in shards))
-    failures: list[ShardFailure[Any]] = pool.map(
-        stage, shards, reporter=reporter, tokens_of=lambda counted: counted.tokens, on_result=on_result
-    )
+    with tracing.stage(stage, name) as traced:
+        failures: list[ShardFailure[Any]] = pool.map(
+            traced, shards, reporter=reporter, tokens_of=lambda counted: counted.tokens, on_result=on_result
+        )
     reporter.finish()
     raise_failures(name, failures, lambda shard: f"shard {shard.number:05d}")

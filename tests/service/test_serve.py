@@ -1,17 +1,12 @@
 """`curator serve` that cannot start: one line that says why, the right exit status, and no password."""
 
-import json
-import logging
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-
-from service.serve import JsonLines
 
 Serve = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -69,11 +64,3 @@ def test_wrong_settings_are_wrong_usage(serve: Serve) -> None:
     stalled = serve(CURATOR_STALLED_S="15", CURATOR_DATABASE_URL="postgresql://user:hunter2@host/name")
     assert stalled.returncode == 2 and "heartbeat_s" in stalled.stderr and "hunter2" not in stalled.stderr
 
-
-@pytest.mark.parametrize("known", [{}, {"job": "job_1"}, {"job": "job_1", "attempt": 2}])
-def test_a_line_of_the_log_names_the_job(known: dict[str, Any]) -> None:
-    record = logging.getLogger("curator.service").makeRecord("n", logging.INFO, "f", 1, "said %s", ("so",), None)
-    record.__dict__.update(known)
-    line = json.loads(JsonLines().format(record))
-    assert line["message"] == "said so"
-    assert {name: line[name] for name in ("job", "attempt") if name in line} == known
