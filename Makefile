@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export HF_HUB_OFFLINE = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help setup demo check test test-trainers system soak bench bench-scoring bench-efficacy bench-noise lock clean
+.PHONY: help setup demo check test test-trainers system soak bench bench-scoring bench-efficacy bench-noise audit lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -71,6 +71,9 @@ $(BENCH)/ready: $(VENV)/ready
 	mv $(BENCH)/project.pth $(BENCH)/lib/python3*/site-packages/
 	$(BENCH)/bin/pip install --quiet --no-warn-conflicts -c requirements.lock lm-eval==0.4.13 && touch $@ || \
 		echo "lm-eval cannot be installed: its row is left out"
+
+audit: setup ## Known vulnerabilities, dangerous code, workflows, licences
+	$(BIN)/python tests/upkeep/audit.py
 
 lock: setup ## Write requirements.lock from what .venv holds
 	$(BIN)/pip freeze --all --exclude-editable | grep -v "^pip==" | sed -E 's/^(torch==[^+]*)\+.*/\1/' > requirements.lock
