@@ -6,7 +6,7 @@ The data set is memory-mapped and read in small batches, never held whole. Only 
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -27,7 +27,9 @@ from curator.errors import CorpusError, StorageError
 _BATCH_BYTES = 1 << 24
 _BATCH_ROWS = 4096
 _LENGTHS_ROWS = 1 << 16
-_CANNOT_OPEN = (OSError, ValueError, TypeError, LookupError, RuntimeError)  # datasets raises them all for bad data
+_CANNOT_OPEN = (  # datasets raises them all for bad data
+    OSError, ValueError, TypeError, LookupError, RuntimeError, AttributeError, pa.ArrowException,
+)  # fmt: skip
 _NOT_THERE = (None, errno.ENOENT)
 _SAVED_MARKS = ("dataset_dict.json", "state.json")
 
@@ -77,9 +79,13 @@ class HubCorpus(RowFields):
             stop = min(extents[index].stop, source_rows(source))
             for start in range(extents[index].start, stop, batch_rows):
                 last = min(start + batch_rows, stop)
-                records = iter_records(rows[start:last]) if rows is not None else ({} for _ in range(start, last))
+                records = _records(rows[start:last]) if rows is not None else ({} for _ in range(start, last))
                 for row, record in enumerate(records, start):
-                    yield index, to_document(record, self, Place(source.path, row), keys)
+                    place = Place(source.path, row)
+                    if record is None:
+                        yield index, place.bad("damaged_file", "its Arrow data point outside of the file")
+                    else:
+                        yield index, to_document(record, self, place, keys)
 
     def columns_schema(self, sources: Sequence[SourceFile]) -> pa.Schema:
         """Arrow types of the carried columns, as the data set declares them."""
@@ -152,6 +158,32 @@ def _schema(rows: Any) -> pa.Schema:
     return schema
 
 
+def _records(rows: pa.Table) -> Iterator[Mapping[str, Any] | None]:
+    """One record for each row, None for a damaged one.
+
+    Arrow files carry no checksums, and Arrow trusts their offsets: where these point elsewhere, reading a value would
+    read other memory or end the process. So they are held against their buffers first; of rows that fail together the
+    sound ones are found by halving.
+    """
+    if all(_is_sound(column) for column in rows.columns):
+        yield from iter_records(rows)
+    elif rows.num_rows == 1:
+        yield None
+    else:
+        half = rows.num_rows // 2
+        yield from _records(rows.slice(0, half))
+        yield from _records(rows.slice(half))
+
+
+def _is_sound(column: pa.ChunkedArray) -> bool:
+    """Whether offsets and sizes are; text that is not UTF-8 is a matter of its row, and checked after the offsets."""
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid as error:
+        return "UTF8" in str(error) and not pa.types.is_nested(column.type)
+    return True
+
+
 def _text_lengths(rows: Any, text_field: str) -> Iterator[npt.NDArray[np.int64]]:
     """Bytes of each text, in batches: only the offsets are read. Zeros where the column is missing or not text."""
     kind = _schema(rows).field(text_field).type if text_field in rows.column_names else pa.null()
@@ -161,7 +193,7 @@ def _text_lengths(rows: Any, text_field: str) -> Iterator[npt.NDArray[np.int64]]
     rows = rows.select_columns([text_field]).with_format("arrow")
     for start in range(0, len(rows), _LENGTHS_ROWS):
         lengths = pc.binary_length(rows[start : start + _LENGTHS_ROWS].column(text_field))
-        yield pc.fill_null(lengths, 0).to_numpy().astype(np.int64)
+        yield pc.fill_null(lengths, 0).to_numpy().astype(np.int64).clip(0, rows.data.nbytes)  # damaged offsets lie
 
 
 def _cut_rows(batches: Iterator[npt.NDArray[np.int64]], target_bytes: int) -> Iterator[Extent]:

@@ -18,6 +18,7 @@ from curator.corpora.files import list_source_files
 from curator.corpora.footer import ParquetSource, check_columns, open_parquet
 from curator.corpora.rows import Place, to_document
 from curator.data import BadRow, Document, Extent, SourceFile, Split
+from curator.errors import CorpusError
 
 _LARGEST_RATIO = 10_000  # beyond any codec on text
 _BATCH_BYTES = 1 << 24
@@ -70,14 +71,20 @@ class ParquetCorpus(RowFields):
         """Arrow types of the carried columns: each as in the first file that has it."""
         found: dict[str, pa.Field] = {}
         available: dict[str, None] = {}
+        damaged: list[str] = []
         for source in sources:
             if len(found) == len(self.columns):
                 break
-            schema = _schema_of(source)
+            schema = _schema_of(source, damaged)
             for name in check_columns(schema, self.columns, source.path):
                 found.setdefault(name, pa.field(name, plain_type(name, schema.field(name).type)))
             available.update(dict.fromkeys(schema.names))
         missing = [name for name in self.columns if name not in found]
+        if missing and damaged:
+            raise CorpusError(
+                f"corpus.columns: {missing} are in no file that can be read; damaged are {len(damaged)}, such as "
+                f"{damaged[0]}; replace them, or leave these columns out"
+            )
         if missing:
             raise missing_columns(missing, available)
         return pa.schema([found[name] for name in self.columns])
@@ -104,14 +111,15 @@ class ParquetCorpus(RowFields):
                     yield index, Place(source.path, None, offset).bad(cause.reason, detail)
 
 
-def _schema_of(source: SourceFile) -> pa.Schema:
-    """Columns of one file; none when it is empty or damaged."""
+def _schema_of(source: SourceFile, damaged: list[str]) -> pa.Schema:
+    """Columns of one file; none when it is empty or damaged, which is noted."""
     if source.size_bytes == 0:
         return pa.schema([])
     try:
         with open_parquet(source.uri) as parquet:
             return parquet.schema
-    except Damage:
+    except Damage as cause:
+        damaged.append(f"{source.path!r} ({cause.detail})")
         return pa.schema([])
 
 

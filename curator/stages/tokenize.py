@@ -24,6 +24,9 @@ from curator.tokens.tokenizer import EncodedDocument, Tokenizer, load_tokenizer
 from curator.worker import worker_name
 
 _BATCH_BYTES = 1 << 18
+_MOST_BAD_ROWS = (
+    1_000_000  # each is kept with its place; a megabyte of packed line ends would make a thousand times more
+)
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,11 @@ class _ShardWriter:
         fitted = fit_columns(row, self.carried) if isinstance(row, Document) else row
         if isinstance(fitted, BadRow):
             self.bad_rows.append(fitted)
+            if len(self.bad_rows) > _MOST_BAD_ROWS:
+                raise CorpusError(
+                    f"corpus: {fitted.file!r} has more than {_MOST_BAD_ROWS:,} bad rows in one shard, the last in row "
+                    f"{fitted.row} ({fitted.reason}); check kind, or remove this file"
+                )
             return
         self._batch.append(fitted)
         self._batch_bytes += len(fitted.text)
