@@ -18,3 +18,9 @@ def bench(
     found = module.Bench(folder / "job", module.compile_faults(folder))
     found.prepare(mix_rows)
     return found
+
+
+@pytest.fixture(scope="session")
+def killing(load_script: Callable[[Path], ModuleType]) -> ModuleType:
+    """Who is killed, and what must be true afterwards; see killing.py."""
+    return load_script(Path(__file__).with_name("killing.py"))
