@@ -63,4 +63,3 @@ def test_wrong_settings_are_wrong_usage(serve: Serve) -> None:
     assert (absent.returncode, absent.stderr.count("\n")) == (2, 1) and "missing.toml" in absent.stderr
     stalled = serve(CURATOR_STALLED_S="15", CURATOR_DATABASE_URL="postgresql://user:hunter2@host/name")
     assert stalled.returncode == 2 and "heartbeat_s" in stalled.stderr and "hunter2" not in stalled.stderr
-
