@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export HF_HUB_OFFLINE = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help setup demo check test test-trainers system soak bench bench-scoring bench-efficacy bench-noise audit lock clean
+.PHONY: help setup demo check test test-trainers system chaos soak bench bench-scoring bench-efficacy bench-noise audit lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -49,8 +49,12 @@ system: ## What tests need from Debian, where it is not there yet: a browser, ng
 		{ apt-get update -qq && apt-get install -y -qq chromium curl nginx-light; } > build/apt.log 2>&1 || \
 		{ cat build/apt.log; exit 1; }
 
-soak: setup ## The long forms of the fault tests
-	CURATOR_SOAK=1 $(BIN)/pytest -m slow tests/test_faults.py tests/service/faults tests/service/test_openapi.py
+chaos: setup ## The short form of all fault tests: kills, lost nodes, files, power, stores, bad input
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/faults tests/service/faults tests/test_cluster.py
+
+soak: setup ## Their long form, hours; kills and lost nodes go on where they were left (build/chaos/)
+	OMP_NUM_THREADS=1 CURATOR_SOAK=1 $(BIN)/pytest tests/faults tests/service/faults tests/service/test_openapi.py \
+		tests/deploy/test_raylets.py tests/test_interrupts.py
 
 bench: bench-scoring ## Measure speed, memory and size; figures go to benchmarks/results/
 	for name in selection storage_size memory losses downloads service_load; do $(BIN)/python benchmarks/$$name.py || exit 1; done

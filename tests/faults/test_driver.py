@@ -16,7 +16,7 @@ import yaml
 
 from curator import read_manifest, verify
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 CURATOR = Path(sys.executable).with_name("curator")
 KILLS = 20 if os.environ.get("CURATOR_SOAK") else 6
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {"RAY_DEDUP_LOGS": "0"}
