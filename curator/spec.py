@@ -170,7 +170,9 @@ class PlainLoader(yaml.SafeLoader):
         """Refuse a key that comes twice."""
         seen = set()
         for key_node, _ in node.value:
-            if isinstance(key_node, yaml.ScalarNode) and key_node.value in seen:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.YAMLError(f"a key is a list or a mapping (line {key_node.start_mark.line + 1})")
+            if key_node.value in seen:
                 raise yaml.YAMLError(f"key {key_node.value!r} appears twice (line {key_node.start_mark.line + 1})")
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)

@@ -251,7 +251,9 @@ def remove_folder(uri: str) -> None:
 def clear_staging(root: str) -> None:
     """Remove what killed runs of this machine left of staged files; those that a living process holds stay."""
     folder = _staging_folder(root)
-    for path in folder.glob("*.tmp"):
+    with explained("list", str(folder)):
+        left = list(folder.glob("*.tmp"))
+    for path in left:
         with suppress(OSError), path.open("rb") as file:  # locked, or gone by now: then it is in good hands
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink(missing_ok=True)

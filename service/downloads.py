@@ -150,7 +150,7 @@ def is_not_modified(headers: Headers, etag: str) -> bool:
 
 
 def _is_any(values: list[str]) -> bool:
-    return [value.strip() for value in values] == ["*"]
+    return [value.strip(" \t") for value in values] == ["*"]
 
 
 def _tags(values: list[str]) -> set[str]:
@@ -166,7 +166,7 @@ def select_span(headers: Headers, etag: str, size_bytes: int) -> Span | None:
         Problem: 416, the file has none of them.
     """
     conditions = headers.getlist("if-range")
-    if conditions and [value.strip() for value in conditions] != [etag]:
+    if conditions and [value.strip(" \t") for value in conditions] != [etag]:
         return None
     unit, _, listed = ",".join(headers.getlist("range")).partition("=")
     ranges = [part for part in (part.strip(" \t") for part in listed.split(",")) if part]

@@ -9,6 +9,8 @@ import codecs
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+_LONGEST_RETRY = 9  # digits, in ms; Python refuses to read numbers of thousands of digits
+
 
 @dataclass(frozen=True)
 class ServerEvent:
@@ -75,7 +77,7 @@ class EventParser:
                 self._data.append(value)
             case "id" if "\0" not in value:
                 self._id = value
-            case "retry" if value.isascii() and value.isdigit():
+            case "retry" if value.isascii() and value.isdigit() and len(value) <= _LONGEST_RETRY:
                 self.retry_s = int(value) / 1000
 
 

@@ -55,8 +55,6 @@ class _Decoder:
         self.data, self.position = data, 0
 
     def struct(self, depth: int) -> dict[int, Any]:
-        if depth > _DEEPEST:
-            raise ValueError("structs are nested too deeply")
         fields: dict[int, Any] = {}
         number = 0
         while head := self._byte():
@@ -66,6 +64,8 @@ class _Decoder:
         return fields
 
     def _value(self, kind: int, depth: int) -> Any:
+        if depth > _DEEPEST:
+            raise ValueError("structs, lists or maps are nested too deeply")
         if kind in _INTEGERS:
             return self._integer()
         if kind == _BINARY:

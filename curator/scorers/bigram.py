@@ -12,7 +12,7 @@ Invariant: every row of the table is a probability distribution, so each token h
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
-from zipfile import BadZipFile
+from zipfile import ZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,8 @@ from curator.errors import ScorerError
 from curator.scorers.weights import digest_weights
 
 _SHIPPED = Path(__file__).parent / "bigram_model"
+_LARGEST_BYTES = 1 << 28
+_LARGEST_VOCABULARY = 20_000  # the table has its square of entries, 4 bytes each
 _CONTEXT = 8192  # a bigram needs one token of context; the window only bounds what a caller holds at once
 _ENGINE_VERSION = "1"  # raise it when the same counts would give other log-probs
 
@@ -75,12 +77,29 @@ def _read_counts(folder: Path) -> Mapping[str, npt.NDArray[np.int64]]:
     path = folder / "counts.npz"
     try:
         with path.open("rb") as stream:
+            with ZipFile(stream) as packed:
+                if sum(entry.file_size for entry in packed.infolist()) > _LARGEST_BYTES:
+                    raise ValueError(f"it unpacks to more than {_LARGEST_BYTES:,} bytes")
+            stream.seek(0)
             stored = np.load(stream, allow_pickle=False)
-            return {name: stored[name].astype(np.int64) for name in ("unigram", "row_sizes", "following", "count")}
-    except (OSError, ValueError, KeyError, IndexError, BadZipFile) as error:
+            counts = {name: stored[name].astype(np.int64) for name in ("unigram", "row_sizes", "following", "count")}
+        _check_counts(counts)
+    except Exception as error:  # zipfile, zlib and numpy raise anything for a damaged file, even MemoryError
         raise ScorerError(
-            f"cannot read bigram counts {path}: {error}; build them with examples/build_bigram.py"
+            f"cannot read bigram counts {path}: {error!r}; build them with examples/build_bigram.py"
         ) from error
+    return counts
+
+
+def _check_counts(counts: Mapping[str, npt.NDArray[np.int64]]) -> None:
+    """Raise ValueError for counts that are not those of pairs over one vocabulary."""
+    size, pairs = counts["unigram"].size, counts["following"].size
+    if any(array.ndim != 1 for array in counts.values()) or not 0 < size <= _LARGEST_VOCABULARY:
+        raise ValueError(f"{size} tokens are counted; there are lists of 1 to {_LARGEST_VOCABULARY:,}")
+    if counts["row_sizes"].size != size or counts["row_sizes"].sum() != pairs or counts["count"].size != pairs:
+        raise ValueError(f"the sizes of its rows do not divide {pairs} pairs")
+    if any((array < 0).any() for array in counts.values()) or (counts["following"] >= size).any():
+        raise ValueError(f"a count is negative, or a token is not among the {size}")
 
 
 def unigram_table(counts: Mapping[str, npt.NDArray[np.int64]]) -> FloatArray:

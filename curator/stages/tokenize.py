@@ -24,9 +24,8 @@ from curator.tokens.tokenizer import EncodedDocument, Tokenizer, load_tokenizer
 from curator.worker import worker_name
 
 _BATCH_BYTES = 1 << 18
-_MOST_BAD_ROWS = (
-    1_000_000  # each is kept with its place; a megabyte of packed line ends would make a thousand times more
-)
+_MOST_BAD_ROWS = 1_000_000
+"""Each is kept with its place; a packed megabyte of line ends would make a thousand times as many."""
 
 
 @dataclass(frozen=True)
