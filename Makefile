@@ -43,10 +43,13 @@ test: check system ## Everything that CI runs
 test-trainers: setup ## Train a canary with each real trainer, one environment each; TRAINERS="olmo_core tinker"
 	bash tests/trainers/run.sh $(BIN)/python $(TRAINERS)
 
-system: ## What tests need from Debian, where it is not there yet: a browser, nginx, curl
+system: ## What tests need from Debian, where it is not there yet: a browser, nginx, curl, Prometheus
 	mkdir -p build
 	{ command -v chromium && command -v curl && test -x /usr/sbin/nginx; } > /dev/null || \
 		{ apt-get update -qq && apt-get install -y -qq chromium curl nginx-light; } > build/apt.log 2>&1 || \
+		{ cat build/apt.log; exit 1; }
+	{ command -v prometheus && command -v promtool; } > /dev/null || \
+		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus; } > build/apt.log 2>&1 || \
 		{ cat build/apt.log; exit 1; }
 
 chaos: setup ## The short form of all fault tests: kills, lost nodes, files, power, stores, bad input
