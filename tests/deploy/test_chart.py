@@ -154,11 +154,11 @@ def test_images_have_a_version_and_a_cluster_has_one_image() -> None:
         return {name: each["spec"]["containers"][0]["image"] for name, each in pod_templates(render(values))}
 
     version = yaml.safe_load((_CHART / "Chart.yaml").read_text())["appVersion"]
-    assert images({}) == {"service": f"token-curator-service:{version}"}
+    assert images({}) == {"service": f"token-curator/service:{version}"}
     cpu, gpu = images(_KINDS["cluster"][0]), images(_KINDS["gpu"][0])
-    assert {cpu["head"], cpu["cpu"]} == {f"token-curator-worker-cpu:{version}"}
-    assert {gpu["head"], gpu["cpu"], gpu["gpu"]} == {f"token-curator-worker-gpu:{version}"}
-    assert gpu["service"] == "token-curator-service@sha256:" + "0" * 64
+    assert {cpu["head"], cpu["cpu"]} == {f"token-curator/worker-cpu:{version}"}
+    assert {gpu["head"], gpu["cpu"], gpu["gpu"]} == {f"token-curator/worker-gpu:{version}"}
+    assert gpu["service"] == "token-curator/service@sha256:" + "0" * 64
 
 
 def test_versions_are_those_of_the_package() -> None:
@@ -184,6 +184,9 @@ def test_two_versions_never_run_side_by_side() -> None:
     objects = render(_KINDS["cluster"][0])
     assert one(objects, "Deployment")["spec"]["strategy"] == {"type": "Recreate"}
     assert one(objects, "RayCluster")["spec"]["upgradeStrategy"] == {"type": "Recreate"}
+    assert one(objects, "Deployment")["spec"]["template"]["spec"]["hostname"] == "demo-token-curator"
+    several = one(render(_KINDS["replicas"][0]), "Deployment")["spec"]["template"]["spec"]
+    assert "hostname" not in several, "two services would take each other's drivers for their own"
     before = one(render({}), "Deployment")["spec"]["template"]["metadata"]["annotations"]
     after = one(render({"settings": {"max_running_jobs": 9}}), "Deployment")["spec"]["template"]["metadata"]
     assert before["checksum/settings"] != after["annotations"]["checksum/settings"], "a changed setting is not read"

@@ -6,7 +6,7 @@
 {{- if and $group.enabled (index $group.resources.limits "nvidia.com/gpu") -}}{{- $kind = "gpu" -}}{{- end -}}
 {{- end -}}
 {{- $image := .Values.ray.image -}}
-{{- $repository := default (printf "token-curator-worker-%s" $kind) $image.repository -}}
+{{- $repository := default (printf "token-curator/worker-%s" $kind) $image.repository -}}
 {{- include "curator.image" (dict "root" . "image" (dict "repository" $repository "tag" $image.tag "digest" $image.digest)) -}}
 {{- end -}}
 
