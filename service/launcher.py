@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cached_property
 from typing import Any, Protocol
 
 import psutil
@@ -141,11 +142,16 @@ class RayLauncher:
     """
 
     def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._silence = Silence()
+
+    @cached_property
+    def _client(self) -> Any:
+        """The cluster's Jobs API. Called when it is first needed: the service starts, not ready, while Ray is away."""
         from ray.job_submission import JobSubmissionClient
 
-        self._settings = settings
-        self._client: Any = JobSubmissionClient(settings.ray_address)
-        self._silence = Silence()
+        logs.adopt_ray()
+        return JobSubmissionClient(self._settings.ray_address)
 
     def start(self, job: Job) -> None:
         """Submit the driver, whose output goes to the job's log."""
