@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export HF_HUB_OFFLINE = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help setup demo check test test-trainers system chaos soak bench bench-scoring bench-efficacy bench-noise audit lock clean
+.PHONY: help setup demo check test test-trainers images test-images system chaos soak bench bench-scoring bench-efficacy bench-noise audit lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -38,10 +38,18 @@ check: setup ## Lint, types and quick tests, about three minutes
 
 test: check system ## Everything that CI runs
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "slow and not alone"
-	$(BIN)/pytest -m "slow and alone"
+	$(BIN)/pytest -m "slow and alone and not images"
 
 test-trainers: setup ## Train a canary with each real trainer, one environment each; TRAINERS="olmo_core tinker"
 	bash tests/trainers/run.sh $(BIN)/python $(TRAINERS)
+
+images: ## Build the images of the service and its CPU workers; PYTHON_IMAGE, PIP_OPTIONS: docs/deployment.md
+	docker/build.sh service
+	docker/build.sh worker-cpu
+
+test-images: setup images ## Run them: hardened, then a cluster whose worker dies; `make test` has no docker and leaves it out
+	PYTHON=$(CURDIR)/$(BIN)/python tests/deploy/standins/build.sh
+	$(BIN)/pytest -m images tests/deploy
 
 system: ## What tests need from Debian, where it is not there yet: a browser, nginx, curl, Prometheus
 	mkdir -p build

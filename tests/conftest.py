@@ -23,6 +23,7 @@ _TESTS = Path(__file__).parent
 def pytest_configure(config: pytest.Config) -> None:
     """Name the marker of tests that `make test` runs one after the other, with nothing beside them."""
     config.addinivalue_line("markers", "alone: has processes of its own that need both cores: nothing runs beside it")
+    config.addinivalue_line("markers", "images: runs containers; `make test-images` builds them, others leave it out")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
