@@ -7,6 +7,7 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,11 +28,25 @@ def filesystem(uri: str) -> tuple[Any, str]:
     try:
         if "\0" in uri:
             raise ValueError("the name holds a NUL character")
+        if uri.startswith(("s3://", "s3a://")):
+            _ask_again_after_conflicts()
         return cast(tuple[Any, str], fsspec.core.url_to_fs(uri, use_listings_cache=False))
     except (ValueError, ImportError) as error:
         raise StorageError(
             f"cannot open {uri!r}: {error}; use a local path, s3:// or gs:// (extra `clouds`)"
         ) from error
+
+
+@cache
+def _ask_again_after_conflicts() -> None:
+    """Have s3fs try again when S3 answers 409: another conditional write of the same name is just under way."""
+    from s3fs.core import set_custom_error_handler
+
+    def is_conflict(error: Exception) -> bool:
+        answer: dict[str, Any] = getattr(error, "response", None) or {}
+        return bool(answer.get("Error", {}).get("Code") == "ConditionalRequestConflict")
+
+    set_custom_error_handler(is_conflict)
 
 
 @contextmanager

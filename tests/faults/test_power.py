@@ -14,7 +14,7 @@ from curator import verify
 
 pytestmark = pytest.mark.slow
 SOAK = bool(os.environ.get("CURATOR_SOAK"))
-STATES = 30
+STATES = 20
 
 
 @pytest.fixture(scope="module")
