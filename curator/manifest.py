@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pydantic import Field, ValidationError
 
 from curator import storage, tables, tracing
-from curator.ahead import read_ahead
+from curator.ahead import answers_at_once, read_ahead
 from curator.data import BadRow, Cut, ModelIdentity, StrictModel
 from curator.errors import OutputError, StorageError
 from curator.report.statistics import ShardStatistics
@@ -116,7 +116,7 @@ class ShardFolder(StrictModel):
 
     def read_receipts(self, numbers: Iterable[int], kind: type[AnyReceipt]) -> Iterator[AnyReceipt]:
         """Read receipts, in the order given; holds a few of them at a time."""
-        return read_ahead(lambda number: self.receipt(number, kind), numbers, self.root)
+        return read_ahead(lambda number: self.receipt(number, kind), numbers, answers_at_once(self.root))
 
     @contextmanager
     def open(self, number: int) -> Iterator[pq.ParquetFile]:

@@ -19,6 +19,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from curator import storage
+from curator.ahead import files_at_once, read_ahead
 from curator.corpora.rows import explain_missing_text
 from curator.data import (
     UNTIL_END,
@@ -229,8 +230,9 @@ def _cut_shards(
             waiting.clear()
             waiting_bytes = 0
 
-    for index, source in enumerate(sources):
-        split = corpus.split(source, target_bytes)
+    at_once = min(files_at_once(sources[0].uri), len(sources)) if sources else 1
+    splits = read_ahead(lambda source: corpus.split(source, target_bytes), sources, at_once)
+    for index, split in enumerate(splits):
         damage += split.damage
         alone = split.streamed and len(split.extents) > 1
         if alone:

@@ -19,7 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import curator
 from curator import interrupts, storage
-from curator.ahead import read_ahead
+from curator.ahead import answers_at_once, read_ahead
 from curator.data import BadRow
 from curator.errors import OutputError
 from curator.job import Calibration, Job
@@ -176,7 +176,7 @@ def count_duplicate_ids(folder: ShardFolder, numbers: list[int], rows: int, in_m
     Every shard is read once. More ids than memory should hold are first dealt out, by hash, to files on the local disk
     (8 bytes a row), each of which then fits.
     """
-    shards = read_ahead(lambda number: _hash_ids(folder, number), numbers, folder.root)
+    shards = read_ahead(lambda number: _hash_ids(folder, number), numbers, answers_at_once(folder.root))
     if rows <= in_memory:
         return _count_repeated(np.concatenate([np.empty(0, np.uint64), *shards]))
     parts = min(-(-rows // in_memory), _MOST_PARTS)

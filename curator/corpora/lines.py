@@ -11,6 +11,7 @@ Invariant: the extents of `split_lines`, read by `read_lines` in any grouping, g
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from curator import interrupts
 from curator.corpora.blocks import Damage, detect_compression, plain_blocks, unpacked_blocks
 from curator.corpora.rows import Place
 from curator.data import Extent, SourceFile, Split
@@ -76,6 +77,7 @@ def _cut(blocks: Iterable[bytes], target_bytes: int) -> tuple[list[Part], list[t
     start = first_row = row = position = complete = 0  # `complete`: the byte after the last line end seen
     try:
         for block in blocks:
+            interrupts.check()  # this may be a thread, which a Ctrl-C does not reach
             counted = 0
             while (end := block.find(b"\n", max(start + target_bytes - 1 - position, counted))) >= 0:
                 row += block.count(b"\n", counted, end + 1)
