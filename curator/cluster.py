@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import curator
 from curator.errors import ClusterError
 from curator.progress import Reporter
-from curator.room import Workers, count_workers
+from curator.room import Workers, count_workers, grows_to
 from curator.shard_map import Seat, ShardMap, failed
 from curator.worker import ShardFailure, Stage, StageWorker, versions
 
@@ -192,9 +192,10 @@ class Cluster:
     def pool(self, workers: Workers, tasks: int) -> Pool:
         """Actors for up to `tasks` tasks.
 
-        Counted by the most that the cluster has had: a machine that was lost is no reason to fail, and may come back.
+        Counted by the most that the cluster has had: a machine that was lost is no reason to fail, and may come back;
+        or, under an autoscaler, by the most that it may have: actors that wait for room are what makes it grow.
         """
-        for name, amount in ray.cluster_resources().items():
+        for name, amount in (*ray.cluster_resources().items(), *grows_to().items()):
             self._resources[name] = max(amount, self._resources.get(name, 0))
         count = count_workers(workers, tasks, self._resources)
         if self._pool is None or self._pool.workers != workers:

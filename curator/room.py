@@ -1,10 +1,15 @@
 """How many workers a cluster has room for."""
 
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from curator.errors import ClusterError
+
+GROWS_TO = "CURATOR_GROWS_TO"
+"""Variable of an autoscaled cluster's head: what it may grow to, as {"CPU": 40, "GPU": 8}. Ray tells nobody."""
 
 
 @dataclass(frozen=True)
@@ -15,6 +20,21 @@ class Workers:
     most: int | None = None
     cpus: int = 1
     gpus: float = 0
+
+
+def grows_to() -> dict[str, float]:
+    """What the cluster may grow to, by the environment; nothing if it does not grow.
+
+    Raises:
+        ClusterError: the variable is no JSON object of numbers.
+    """
+    text = os.environ.get(GROWS_TO)
+    if not text:
+        return {}
+    try:
+        return {str(name): float(amount) for name, amount in json.loads(text).items()}
+    except (ValueError, TypeError, AttributeError):
+        raise ClusterError(f'{GROWS_TO} is {text!r}; write what the cluster may have, as {{"CPU": 40}}') from None
 
 
 def count_workers(workers: Workers, tasks: int, resources: Mapping[str, float]) -> int:

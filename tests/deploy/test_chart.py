@@ -197,6 +197,13 @@ def test_a_cluster_scales_and_survives_spot_nodes() -> None:
     assert cluster["enableInTreeAutoscaling"] is True and cluster["autoscalerOptions"]["version"] == "v2"
     (cpu,) = cluster["workerGroupSpecs"]
     assert (cpu["minReplicas"], cpu["maxReplicas"]) == (0, 10) and "replicas" not in cpu, "an upgrade would shrink it"
+    mixed = copy.deepcopy(_KINDS["cluster"][0])
+    mixed["ray"]["workerGroups"] = {
+        "cpu": {"resources": {"limits": {"cpu": "3500m"}}, "maxReplicas": 3}, "gpu": {"enabled": True},
+    }  # fmt: skip
+    pods = dict(pod_templates(render(mixed)))
+    told = {each["name"]: each.get("value") for each in pods["head"]["spec"]["containers"][0]["env"]}
+    assert json.loads(told["CURATOR_GROWS_TO"]) == {"CPU": 3 * 3 + 8 * 8, "GPU": 8}
 
     cluster = one(render(_KINDS["gpu"][0]), "RayCluster")["spec"]
     groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}

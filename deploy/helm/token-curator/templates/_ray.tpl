@@ -15,6 +15,9 @@ image: {{ include "curator.rayImage" .root }}
 imagePullPolicy: {{ .root.Values.image.pullPolicy }}
 env:
   - {name: RAY_USAGE_STATS_ENABLED, value: "0"}
+  {{- if .root.Values.ray.autoscaling.enabled }}
+  - {name: CURATOR_GROWS_TO, value: {{ include "curator.growsTo" .root | quote }}}
+  {{- end }}
   {{- range .root.Values.env }}
   - {{ toJson . }}
   {{- end }}
@@ -65,4 +68,20 @@ volumes: {{- include "curator.volumes" .root | nindent 2 }}
 {{- $_ := set $own "nodeAffinity" $node -}}
 {{- end -}}
 {{- toJson $own -}}
+{{- end -}}
+
+{{/* What all groups together may have: drivers ask for as many workers, which is what makes the cluster grow. */}}
+{{- define "curator.growsTo" -}}
+{{- $total := dict "CPU" 0 "GPU" 0 -}}
+{{- range $name, $group := .Values.ray.workerGroups -}}
+{{- if $group.enabled -}}
+{{- $count := int64 $group.maxReplicas -}}
+{{- $cpu := toString (default $group.resources.requests.cpu $group.resources.limits.cpu) -}}
+{{- $cores := hasSuffix "m" $cpu | ternary (div (int64 (trimSuffix "m" $cpu)) 1000) (int64 (float64 $cpu)) -}}
+{{- $gpus := int64 (toString (default 0 (index $group.resources.limits "nvidia.com/gpu"))) -}}
+{{- $_ := set $total "CPU" (add (get $total "CPU") (mul $count $cores)) -}}
+{{- $_ := set $total "GPU" (add (get $total "GPU") (mul $count $gpus)) -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $total -}}
 {{- end -}}
