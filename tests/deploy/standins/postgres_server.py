@@ -25,4 +25,4 @@ if not (data / "PG_VERSION").exists():
         rules.write("host all all all scram-sha-256\n")
 
 options = ["-c", "listen_addresses=*", "-c", f"unix_socket_directories={sockets}"]
-os.execv(programs / "postgres", ["postgres", "-D", str(data), *options])
+os.execv(programs / "postgres", [str(programs / "postgres"), "-D", str(data), *options])
