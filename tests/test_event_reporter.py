@@ -1,9 +1,16 @@
 """Progress as events: what they count, added up over all of them, is what was done."""
 
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from curator import curate
 from curator.event_reporter import EventReporter
 from curator.progress import Lines, ShardCounter, Silent, count_shards
+from curator.spec import parse_spec
 
 Written = list[tuple[str, dict[str, Any]]]
 
@@ -93,3 +100,31 @@ def test_who_does_not_want_to_know_is_not_told() -> None:
     for deaf in (Silent(), Lines()):
         assert not isinstance(deaf, ShardCounter)
         count_shards(deaf, "published")
+
+
+@pytest.mark.slow
+def test_a_run_counts_what_became_of_its_shards(make_spec: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    spec = make_spec(rows=60, shard_tokens=30_000, run={"retries": 1}, on_bad_shard="quarantine")
+    told, written = reporter()
+    finished = curate(parse_spec(spec), told)
+    shard_count, token_count = len(finished.shards), finished.totals.tokens
+    assert shards(written, "published") == 4 * shard_count  # tokens, two models' scores, the selected
+    for stage in ("tokenize", "score reference", "score base", "select"):
+        assert tokens([entry for entry in written if entry[1].get("stage") == stage]) == token_count
+
+    out = tmp_path / "out"
+    (work,) = (path.parent for path in out.glob("*/tokens"))
+    for name in ("manifest.json", "calibration.json"):
+        (out / name).unlink()
+    for folder in (out / "curated", work / "scores"):
+        shutil.rmtree(folder)
+    (receipts,) = out.glob("*/tokens/*/_receipts")
+    (receipts / "00000.json").unlink()  # as if killed between the file and its receipt
+    damaged = receipts.parent / "00001.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    told, written = reporter()
+    again = curate(parse_spec(spec), told)
+    assert [lost.number for lost in again.lost_shards] == [1]
+    assert shards(written, "adopted") == 1
+    assert (shards(written, "retried"), shards(written, "lost"), shards(written, "failed")) == (1, 1, 0)
+    assert shards(written, "published") == 3 * (shard_count - 1)
