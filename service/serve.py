@@ -59,9 +59,7 @@ def _keep_secrets(settings: Settings) -> None:
 
 def _open(settings: Settings) -> Services:
     try:
-        services = make_services(settings)
-        logs.adopt_ray()
-        return services
+        return make_services(settings)
     except _CANNOT_START as error:
         reason = _without_password(str(getattr(error, "orig", None) or error), settings)
         raise ClusterError(
