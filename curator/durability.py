@@ -7,10 +7,11 @@ that it writes to.
 
 import errno
 import os
-from contextlib import suppress
 from pathlib import Path
 
 _durable: set[Path] = set()
+_NOT_OURS = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP)
+"""Of a folder above that is somebody else's, or on a file system without fsync: it was there before us."""
 
 
 def sync(path: Path) -> None:
@@ -39,6 +40,9 @@ def make_folder(folder: Path) -> None:
                 if isinstance(error, FileExistsError):
                     raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(part)) from error
                 raise
-        with suppress(PermissionError):  # a folder above that is somebody else's was there before us
+        try:
             sync(part.parent)
+        except OSError as error:
+            if error.errno not in _NOT_OURS:
+                raise
         _durable.add(part)
