@@ -1,5 +1,7 @@
 """The database's versions: from nothing to today's, one by one, with what was stored; and never from the future."""
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -164,6 +166,18 @@ def test_a_database_of_a_newer_service_is_refused_and_left_as_it_is(settings: Se
         assert connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar_one() == "0777"
         assert connection.execute(sa.text("SELECT name FROM jobs")).scalar_one() == "näme"
     plain.dispose()
+
+
+def test_a_service_says_so_and_does_not_start(tmp_path: Path) -> None:
+    engine = open_database(Settings(data_dir=tmp_path))
+    with writing(engine) as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '0777'"))
+    engine.dispose()
+    command = [str(Path(sys.executable).with_name("curator")), "serve", "--port", "0", "--data-dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    said = " ".join(done.stderr.split())
+    assert done.returncode in (1, 2) and "API key" not in done.stdout and "Listening" not in done.stdout
+    assert "version '0777'" in said and "install that one again" in said and "Traceback" not in said
 
 
 def test_a_refused_postgresql_has_no_connection_left(postgres_url: str, tmp_path: Path) -> None:

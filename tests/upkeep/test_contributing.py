@@ -96,13 +96,14 @@ def test_the_examples_are_in_style(copy: Path) -> None:
 
 def test_the_house_rules_and_the_contracts_hold(copy: Path) -> None:
     chosen = "csv or nearby or MiddleLoss or every_kind or token_lines or TokenLines or test_architecture or every_form"
+    chosen += " or test_parquet_output"
     done = call(
         copy, "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", "-k", chosen, "tests/test_architecture.py",
         "tests/corpora/test_corpus_contract.py", "tests/scorers/test_contract.py", "tests/outputs",
         "tests/policies/test_policy_contract.py", "tests/exports/test_contract.py", "-rA",
     )  # fmt: skip
     passed = [line for line in done.stdout.splitlines() if line.startswith("PASSED")]
-    for word in ("csv", "nearby", "MiddleLoss", "token_lines", "test_architecture"):
+    for word in ("csv", "nearby", "MiddleLoss", "token_lines", "test_architecture", "test_parquet_output"):
         assert sum(word in line for line in passed) >= 5, word
 
 
@@ -129,6 +130,15 @@ def texts(mix_rows: list[dict[str, str]], copy: Path) -> dict[str, str]:
         writer.writerow(["id", "text"])
         writer.writerows([row["id"], row["text"]] for row in chosen)
     return {row["id"]: row["text"] for row in chosen}
+
+
+def test_what_named_no_kind_of_output_is_parquet_as_before(copy: Path, texts: dict[str, str]) -> None:
+    """Although the union of outputs has got its discriminator."""
+    models = "models: {reference: {engine: bigram}}\npolicy: {kind: loss}\n"
+    (copy / "plain.yaml").write_text(
+        f"name: x\ncorpus: {{kind: csv, uri: corpus.csv}}\n{models}output: {{uri: plain}}\n"
+    )
+    assert "shards" in curator(copy, "plan", "plain.yaml").stdout
 
 
 def test_one_job_uses_all_five(copy: Path, texts: dict[str, str]) -> None:
