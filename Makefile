@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export HF_HUB_OFFLINE = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help setup demo check test test-trainers images test-images system chaos soak bench bench-scoring bench-efficacy bench-noise audit lock clean
+.PHONY: help setup demo check test test-trainers images test-images system chaos soak bench bench-scoring bench-scale bench-efficacy bench-noise audit lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -67,8 +67,11 @@ soak: setup ## Their long form, hours; kills and lost nodes go on where they wer
 	OMP_NUM_THREADS=1 CURATOR_SOAK=1 $(BIN)/pytest tests/faults tests/service/faults tests/service/test_openapi.py \
 		tests/deploy/test_raylets.py tests/test_interrupts.py
 
-bench: bench-scoring ## Measure speed, memory and size; figures go to benchmarks/results/
+bench: bench-scoring bench-scale ## Measure speed, memory and size; figures go to benchmarks/results/
 	for name in selection storage_size memory losses downloads service_load; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+bench-scale: setup ## What the driver costs, 10 to 10,000 shards; SCALE="--shards 100000 --sections publish", 25 minutes and 3 GB
+	$(BIN)/python benchmarks/scale.py $(SCALE)
 
 bench-efficacy: setup ## Do the weights help? Rho-1 in small; FULL=--full for all arms, SIZE=124m on a GPU
 	$(BIN)/python benchmarks/efficacy/run.py --size $(or $(SIZE),4m) $(FULL)

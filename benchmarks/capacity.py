@@ -22,12 +22,14 @@ from capacity_model import (
     driver_share,
     limits,
     measured,
+    read_results,
     stage_hours,
     tokens_per_s,
 )
 
 PAGE = Path(__file__).parents[1] / "docs" / "capacity.md"
 FLEETS = (1, 8, 64, 512, 1000)
+SHARDS = (10, 100, 1_000, 10_000, 100_000)
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -139,9 +141,30 @@ def share_table(of: Measured) -> str:
     return table(["model", "tokens/s on an H100", "seconds a shard", "driver's CPU time, share of scoring"], rows)
 
 
+def measured_table(_: Measured) -> str:
+    """What `scale.json` holds, for one shard."""
+    scale = read_results("scale")
+    steps = {
+        "cut and key the plan": ("plan", "cut_s"), "write it": ("plan", "write_s"), "read it": ("plan", "read_s"),
+        "merge counts, once": ("merge", "merge_s"), "scan on resuming": ("publish", "scan_s"),
+        "publish": ("publish", "publish_s"),
+    }  # fmt: skip
+    rows = []
+    for name, (section, key) in steps.items():
+        cells = [scale[section].get(str(n), {}).get(key) for n in SHARDS]
+        rows.append([name, *("" if s is None else f"{s / n * 1e3:.3f}" for s, n in zip(cells, SHARDS, strict=True))])
+    memory = [scale["publish"].get(str(n), {}).get("peak_memory_bytes") for n in SHARDS]
+    rows.append(["peak memory while publishing, MB", *("" if m is None else f"{m / 1e6:.0f}" for m in memory)])
+    handed = [
+        f"{one['driver_s'] / max(20 * int(n.split()[0]), 2000) * 1e3:.2f} ({n})" for n, one in scale["hand_out"].items()
+    ]
+    rows.append(["hand out, once", *handed, *[""] * (len(SHARDS) - len(handed))])
+    return table(["ms a shard, of", *(f"{n:,} shards" for n in SHARDS)], rows)
+
+
 TABLES: dict[str, Callable[[Measured], str]] = {
     "hours": hours_table, "limits": limits_table, "cost": cost_table, "disk": disk_table, "driver": driver_table,
-    "share": share_table,
+    "share": share_table, "measured": measured_table,
 }  # fmt: skip
 
 
