@@ -104,10 +104,12 @@ class Run:
 
 
 StartRun = Callable[[str], Run]
+_DIGESTS: list[str] = []
 
 
 @pytest.fixture
 def start_run(nodes: Nodes, make_spec: Callable[..., dict[str, Any]], tmp_path: Path) -> Iterator[StartRun]:
+    """Start a job by its name; whatever still runs ends with the test."""
     started: list[Run] = []
 
     def start(name: str) -> Run:
@@ -126,12 +128,18 @@ def start_run(nodes: Nodes, make_spec: Callable[..., dict[str, Any]], tmp_path: 
         run.process.wait()
 
 
+@pytest.fixture
+def undisturbed(start_run: StartRun, killing: ModuleType) -> list[str]:
+    """Digests of the shards of a job that nobody disturbs; made once, as every test's job is the same."""
+    _DIGESTS[:] = _DIGESTS or killing.digests(start_run("undisturbed").finish())
+    return _DIGESTS
+
+
 @pytest.mark.parametrize("lost", ["whole node", "raylet alone"])
 def test_a_node_lost_for_good_costs_at_most_the_shards_that_it_held(
-    nodes: Nodes, start_run: StartRun, killing: ModuleType, mix_rows: list[dict[str, str]], lost: str
+    nodes: Nodes, start_run: StartRun, undisturbed: list[str], killing: ModuleType, mix_rows: list[Any], lost: str
 ) -> None:
     """Its worker is stopped while it holds a shard, so that it is known to hold one; there is no room for another."""
-    undisturbed = killing.digests(start_run("undisturbed").finish())
     raylet = nodes.add()
     run = start_run("disturbed")
 
@@ -170,10 +178,8 @@ def test_an_answer_that_was_lost_with_its_machine_is_asked_for_again(nodes: Node
 
 @pytest.mark.skipif(not SOAK, reason="the long form")
 def test_many_nodes_lost_and_replaced(
-    nodes: Nodes, start_run: StartRun, killing: ModuleType, mix_rows: list[dict[str, str]], tmp_path: Path
+    nodes: Nodes, start_run: StartRun, undisturbed: list[str], killing: ModuleType, mix_rows: list[Any]
 ) -> None:
-    undisturbed = killing.digests(start_run("undisturbed").finish())
-
     def job(seed: int) -> tuple[list[Any], dict[str, Any]]:
         generator, losses, began_s = random.Random(seed), [], time.monotonic()
         raylet = nodes.add()
