@@ -1,6 +1,7 @@
 """`Pool.map` on a real local Ray: every task once, faults retried, hopeless ones reported."""
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from curator import cluster, shard_map
 from curator.cluster import connect
-from curator.errors import ScorerError, ShardError, StorageError
+from curator.errors import ClusterError, ScorerError, ShardError, StorageError
 from curator.progress import Silent
 from curator.room import Workers
-from curator.worker import ShardFailure, raise_failures
+from curator.worker import ShardFailure, StageWorker, raise_failures
 
 pytestmark = [
     pytest.mark.slow,
@@ -49,6 +51,8 @@ class Square:
             marker.touch()
             if self.faults[task] == "die":
                 os._exit(1)
+            if self.faults[task] == "hang":
+                os.kill(os.getpid(), signal.SIGSTOP)
             raise {"raise": ScorerError, "disk": full_disk, "bug": KeyError}[self.faults[task]](f"task {task}")
         on_tokens(1)
         return inputs, inputs * inputs
@@ -112,3 +116,38 @@ def test_an_engine_that_never_starts_ends_the_map_at_once() -> None:
     with pytest.raises(ScorerError, match="no such model"):
         run(Square(faults={0: "open"}), tasks=1000)
     assert time.monotonic() - started_s < 60
+
+
+def test_a_worker_that_hangs_holds_its_task_for_a_while_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_map, "_SILENT_S", 3.0)
+    results, failures, recorder = run(Square(str(tmp_path), {3: "hang"}))
+    assert results == {i: i * i for i in range(10)} and failures == []
+    assert len(recorder.said) == 1 and "silent for 3 s and was ended" in recorder.said[0]
+
+
+class Stillborn(StageWorker):
+    """Dies while it starts, always or until the marker is there."""
+
+    def __init__(self, folder: str) -> None:
+        marker = os.environ["STILLBORN"]
+        if not os.path.exists(marker):
+            if marker:
+                Path(marker).touch()
+            os._exit(1)
+        super().__init__(folder)
+
+
+def test_a_worker_that_dies_while_it_starts_costs_no_task_an_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "StageWorker", Stillborn)
+    monkeypatch.setitem(cluster._ENVIRONMENT, "STILLBORN", str(tmp_path / "marker"))
+    results, failures, recorder = run(Square(), retries=0)
+    assert results == {i: i * i for i in range(10)} and failures == [] and recorder.said == []
+
+
+def test_workers_that_never_come_up_end_the_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "StageWorker", Stillborn)
+    monkeypatch.setitem(cluster._ENVIRONMENT, "STILLBORN", "")
+    with pytest.raises(ClusterError, match=r"5 workers in a row died before they were up.* see Ray's logs"):
+        run(Square())
