@@ -1,6 +1,6 @@
 """A node of three is lost in the middle of a run: the job goes on without it, and redoes at most what that one held.
 
-The long form (CURATOR_SOAK) loses 30 nodes or raylets, three in each job, and goes on where it was left, by
+The long form (CURATOR_SOAK) loses 30 nodes or raylets, up to three in each job, and goes on where it was left, by
 build/chaos/nodes.jsonl; CURATOR_SITTING_S bounds one sitting.
 """
 
