@@ -51,14 +51,8 @@ test-images: setup images ## Run them: hardened, then a cluster whose worker die
 	PYTHON=$(CURDIR)/$(BIN)/python tests/deploy/standins/build.sh
 	$(BIN)/pytest -m images tests/deploy
 
-system: ## What tests need from Debian, where it is not there yet: a browser, nginx, curl, Prometheus
-	mkdir -p build
-	{ command -v chromium && command -v curl && test -x /usr/sbin/nginx; } > /dev/null || \
-		{ apt-get update -qq && apt-get install -y -qq chromium curl nginx-light; } > build/apt.log 2>&1 || \
-		{ cat build/apt.log; exit 1; }
-	{ command -v prometheus && command -v promtool; } > /dev/null || \
-		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus; } > build/apt.log 2>&1 || \
-		{ cat build/apt.log; exit 1; }
+system: ## What tests need from Debian, where it is not there yet: a browser, nginx, Prometheus, Slurm
+	sh tests/system.sh
 
 chaos: setup ## The short form of all fault tests: kills, lost nodes, files, power, stores, bad input
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/faults tests/service/faults tests/test_cluster.py

@@ -63,7 +63,7 @@ def test_the_service_runs_hardened_and_stops_in_time(docker: Docker, volume: str
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("ok ") == 9
-    left = docker("exec", container, "sh", "-c", "cat /proc/[0-9]*/stat | awk '$3 == \"Z\"'").stdout
+    left = docker("exec", container, "sh", "-c", "cat /proc/[0-9]*/stat | awk '$3 == \"Z\" && $4 == 1'").stdout
     assert not left, f"process 1 has not reaped {left}"
     started = time.monotonic()
     docker("stop", "--time=20", container)
@@ -128,10 +128,11 @@ def cluster_smoke(compose: Docker, *options: str) -> "subprocess.Popen[str]":
     key = next(line.split(": ")[1] for line in lines if line.startswith("API key: "))
     container = compose("ps", "--quiet", "service-cluster").stdout.strip()
     words = [os.environ.get("DOCKER", "docker"), "exec", "--interactive", f"--env=CURATOR_API_KEY={key}", container]
-    return subprocess.Popen(
-        [*words, "python", "-", "http://127.0.0.1:8000", *options], stdin=SMOKE.open(), stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+    with SMOKE.open() as script:
+        return subprocess.Popen(
+            [*words, "python", "-", "http://127.0.0.1:8000", *options], stdin=script, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
 
 
 def test_the_cluster_does_a_job(compose: Docker) -> None:
@@ -143,7 +144,8 @@ def test_the_cluster_does_a_job(compose: Docker) -> None:
 def test_ray_wants_its_token(compose: Docker, docker: Docker) -> None:
     wait_for(ready, "the cluster is ready", 180)
     ask = "import urllib.request as r; print(r.urlopen('http://ray-head:8265/api/jobs/').status)"
-    refused = compose("exec", "-T", "service-cluster", "python", "-c", ask, check=False)
+    service = compose("ps", "--quiet", "service-cluster").stdout.strip()
+    refused = docker("exec", service, "python", "-c", ask, check=False)
     assert refused.returncode != 0 and "401" in refused.stderr
 
 
