@@ -59,7 +59,7 @@ chaos: setup ## The short form of all fault tests: kills, lost nodes, files, pow
 
 soak: setup ## Their long form, hours; kills and lost nodes go on where they were left (build/chaos/)
 	OMP_NUM_THREADS=1 CURATOR_SOAK=1 $(BIN)/pytest tests/faults tests/service/faults tests/service/test_openapi.py \
-		tests/test_interrupts.py
+		tests/test_interrupts.py tests/deploy/test_slurm.py
 
 bench: bench-scoring bench-scale ## Measure speed, memory and size; figures go to benchmarks/results/
 	for name in selection storage_size memory losses downloads service_load; do $(BIN)/python benchmarks/$$name.py || exit 1; done
