@@ -75,8 +75,11 @@ def postponed(*numbers: signal.Signals) -> Iterator[Callable[[], bool]]:
 
     def note(number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if now - came.setdefault(number, now) > _SAME_S:
+        if now - came.setdefault(number, now) <= _SAME_S:
+            return
+        if before.get(signal.Signals(number)) is _interrupt:
             _interrupt(number, frame)
+        raise KeyboardInterrupt  # nobody is to find a note of it later: no `heeded` is around to forget it
 
     def means_the_same(number: signal.Signals) -> bool:
         handler = signal.getsignal(number)

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from curator import read_manifest
-from curator.interrupts import check, heeded
+from curator.interrupts import check, heeded, postponed
 from curator.progress import Silent
 
 CURATOR = Path(sys.executable).with_name("curator")
@@ -72,6 +72,19 @@ def test_afterwards_all_is_as_before() -> None:
         signal.raise_signal(signal.SIGUSR1)
     assert ([signal.getsignal(number) for number in numbers], sys.unraisablehook) == before
     check()
+
+
+def test_a_second_one_is_noted_only_where_a_run_heeds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the next run of this process would end at its first check."""
+    monkeypatch.setattr("curator.interrupts._SAME_S", -1.0)
+    with pytest.raises(KeyboardInterrupt), postponed():
+        signal.raise_signal(signal.SIGINT)
+    check()
+    with heeded():
+        with suppress(KeyboardInterrupt), postponed():
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            check()
 
 
 @pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda number, frame: None], ids=["ignored", "the caller's own"])
