@@ -58,6 +58,7 @@ chaos: setup ## The short form of all fault tests: kills, lost nodes, files, pow
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/faults tests/service/faults tests/test_cluster.py
 
 soak: setup ## Their long form, hours; kills and lost nodes go on where they were left (build/chaos/)
+	sh tests/system.sh soak
 	OMP_NUM_THREADS=1 CURATOR_SOAK=1 $(BIN)/pytest tests/faults tests/service/faults tests/service/test_openapi.py \
 		tests/test_interrupts.py tests/deploy/test_slurm.py
 

@@ -24,7 +24,7 @@ MEDIA_TYPE = "application/vnd.apache.parquet"
 def serving(app: FastAPI) -> Iterator[int]:
     """A real server on a free port."""
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, http="httptools", lifespan="off", log_level="critical", timeout_graceful_shutdown=2)
+    config = uvicorn.Config(app, http="httptools", lifespan="off", log_config=None, timeout_graceful_shutdown=2)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

@@ -254,7 +254,7 @@ def test_only_the_tenants_own_jobs_are_looked_through(house: House, monkeypatch:
 
 
 def test_nothing_is_left_of_a_body_that_is_cut(house: House) -> None:
-    server = uvicorn.Server(uvicorn.Config(house.client.app, port=0, log_level="error", lifespan="off"))
+    server = uvicorn.Server(uvicorn.Config(house.client.app, port=0, log_config=None, lifespan="off"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
