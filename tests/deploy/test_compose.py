@@ -155,3 +155,22 @@ def test_secrets_are_kept_when_asked_for_again(folder: Path) -> None:
     assert {path.name: path.read_text() for path in (folder / "secrets").iterdir()} == before
     password = before["postgres.env"].split("=")[1].strip()
     assert f":{password}@postgres/" in before["database.env"]
+
+
+def test_secrets_that_belong_together_stay_so_and_none_is_empty(folder: Path, tmp_path: Path) -> None:
+    again = tmp_path / "compose"
+    shutil.copytree(folder, again)
+    for name in ("database.env", "aws.env"):
+        (again / "secrets" / name).unlink()
+    subprocess.run(["sh", "./secrets.sh"], cwd=again, check=True, capture_output=True, timeout=60)
+    for path in (folder / "secrets").iterdir():
+        assert (again / "secrets" / path.name).read_text() == path.read_text(), path.name
+
+    shutil.rmtree(again / "secrets")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "python3").write_text("#!/bin/sh\nexit 1\n")
+    (programs / "python3").chmod(0o755)
+    without = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}"}
+    done = subprocess.run(["sh", "./secrets.sh"], cwd=again, env=without, capture_output=True, timeout=60)
+    assert done.returncode != 0 and not list((again / "secrets").iterdir()), "an empty token would be kept for good"
