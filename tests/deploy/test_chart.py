@@ -55,9 +55,9 @@ _KINDS = {
     "ingress": (
         {
             "ingress": {"enabled": True, "host": "curator.example", "className": "nginx", "tlsSecret": "tls"},
-            "persistence": {"existingClaim": "mine"}, "networkPolicy": {"enabled": False},
+            "persistence": {"existingClaim": "mine"}, "networkPolicy": {"from": [{"namespaceSelector": {}}]},
         },
-        "ConfigMap Deployment Ingress Service",
+        "ConfigMap Deployment Ingress NetworkPolicy Service",
     ),
 }  # fmt: skip
 _OPERATORS = ("RayCluster", "ServiceMonitor", "PrometheusRule")
@@ -203,7 +203,7 @@ def test_a_cluster_scales_and_survives_spot_nodes() -> None:
     }  # fmt: skip
     pods = dict(pod_templates(render(mixed)))
     told = {each["name"]: each.get("value") for each in pods["head"]["spec"]["containers"][0]["env"]}
-    assert json.loads(told["CURATOR_GROWS_TO"]) == {"CPU": 3 * 3 + 8 * 8, "GPU": 8}
+    assert json.loads(told["CURATOR_GROWS_TO"]) == {"CPU": 3 * 4 + 8 * 8, "GPU": 8}, "KubeRay rounds up"
 
     cluster = one(render(_KINDS["gpu"][0]), "RayCluster")["spec"]
     groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}

@@ -16,6 +16,8 @@ _REFUSED = {
         {"settings": {"database_url": "postgresql://u:hunter2@h/n"}}, "database.existingSecret",
     ),
     "a token in plain sight": ({"env": [{"name": "HF_TOKEN", "value": "hunter2"}]}, "env"),
+    "a password in an address": ({"env": [{"name": "CURATOR_DATABASE_URL", "value": "x://u:hunter2@h/n"}]}, "env"),
+    "a collector's key": ({"env": [{"name": "OTEL_EXPORTER_OTLP_HEADERS", "value": "authorization=hunter2"}]}, "env"),
     "the volume's place": ({"settings": {"data_dir": "/mnt"}}, "settings.data_dir is the chart's own"),
     "an address of its own": (
         {**_SHARED, "ray": {"enabled": True}, "settings": {"ray_address": "http://x"}},
@@ -46,6 +48,8 @@ _REFUSED = {
     ),
     "the newest image": ({"image": {"tag": "latest"}}, "tag"),
     "an ingress without a host": ({"ingress": {"enabled": True}}, "ingress.host"),
+    "an ingress that is shut out": ({"ingress": {"enabled": True, "host": "a.example"}}, "networkPolicy.from"),
+    "a port that is shut": ({"service": {"type": "LoadBalancer"}}, "service.type is LoadBalancer"),
     "metrics without a key": ({"monitoring": {"serviceMonitor": {"enabled": True}}}, "scope admin"),
     "root": ({"podSecurity": {"user": 0}}, "user"),
 }  # fmt: skip

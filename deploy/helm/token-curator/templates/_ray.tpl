@@ -77,7 +77,8 @@ volumes: {{- include "curator.volumes" .root | nindent 2 }}
 {{- if $group.enabled -}}
 {{- $count := int64 $group.maxReplicas -}}
 {{- $cpu := toString (default $group.resources.requests.cpu $group.resources.limits.cpu) -}}
-{{- $cores := hasSuffix "m" $cpu | ternary (div (int64 (trimSuffix "m" $cpu)) 1000) (int64 (float64 $cpu)) -}}
+{{- /* whole cores, rounded up as KubeRay does */ -}}
+{{- $cores := hasSuffix "m" $cpu | ternary (div (add 999 (int64 (trimSuffix "m" $cpu))) 1000) (int64 (ceil (float64 $cpu))) -}}
 {{- $gpus := int64 (toString (default 0 (index $group.resources.limits "nvidia.com/gpu"))) -}}
 {{- $_ := set $total "CPU" (add (get $total "CPU") (mul $count $cores)) -}}
 {{- $_ := set $total "GPU" (add (get $total "GPU") (mul $count $gpus)) -}}
