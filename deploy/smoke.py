@@ -11,6 +11,7 @@ Prints a line per check. Exit code: 0 all passed, 1 a check failed, 2 wrong usag
 import argparse
 import base64
 import hashlib
+import http.client
 import io
 import json
 import os
@@ -55,20 +56,24 @@ class Service:
 
     def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[bytes, Any]:
         """The answer's body and headers; Failed for any status but 2xx."""
-        request = urllib.request.Request(self._url + path, data=body, method=method, headers=headers)
-        request.add_unredirected_header("Authorization", f"Bearer {self._key}")
         try:
+            request = urllib.request.Request(self._url + path, data=body, method=method, headers=headers)
+            request.add_unredirected_header("Authorization", f"Bearer {self._key}")
             with urllib.request.urlopen(request, timeout=120) as answer:
                 return answer.read(), answer.headers
         except urllib.error.HTTPError as error:
             raise Failed(f"{method} {path}: {error.code} {error.read(500).decode(errors='replace')}") from None
-        except OSError as error:
-            raise Failed(f"{method} {path}: {error}") from None
+        except (OSError, ValueError, http.client.HTTPException) as error:  # refused, cut short, no address at all
+            raise Failed(f"{method} {path}: {error or type(error).__name__}") from None
 
     def json(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
         """The same, JSON both ways."""
         sent = None if body is None else json.dumps(body).encode()
-        return json.loads(self.ask(method, path, sent, **{"Content-Type": "application/json"} | headers)[0])
+        answer = self.ask(method, path, sent, **{"Content-Type": "application/json"} | headers)[0]
+        try:
+            return json.loads(answer)
+        except ValueError:
+            raise Failed(f"{method} {path}: no JSON but {answer[:80]!r}; is this the service's address?") from None
 
 
 def make_rows(count: int) -> dict[str, str]:

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -95,6 +97,33 @@ def test_a_service_that_is_not_there_fails_and_a_missing_key_is_named() -> None:
     assert refused.returncode == 1 and refused.stdout.startswith("FAIL  GET /livez")
     nothing = run("http://127.0.0.1:9", None)
     assert nothing.returncode == 2 and "CURATOR_API_KEY" in nothing.stderr
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "http://[::1", "http://127.0.0.1:port"])
+def test_what_is_no_address_fails_in_one_line(url: str) -> None:
+    refused = run(url, "key")
+    assert refused.returncode == 1 and not refused.stderr
+    assert refused.stdout.startswith("FAIL  GET /livez") and refused.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize("sent", [b"<html>another server</html>", None], ids=["a page", "an answer cut short"])
+def test_what_is_no_answer_of_the_service_fails_in_one_line(sent: bytes | None) -> None:
+    class Another(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(sent or b"1234")))
+            self.end_headers()
+            self.wfile.write(sent or b"123")
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Another) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        refused = run(f"http://127.0.0.1:{server.server_port}", "key")
+        server.shutdown()
+    assert refused.returncode == 1 and not refused.stderr, refused.stderr
+    assert refused.stdout.splitlines()[-1].startswith("FAIL  GET /")
 
 
 @pytest.mark.slow
