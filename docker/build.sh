@@ -5,11 +5,12 @@
 #   PIP_OPTIONS    such as "--index-url https://mirror/simple", or "--no-index --find-links=/wheels" (docker/download.sh)
 #   TORCH_OPTIONS  the same for PyTorch's build for CPUs
 #   DOCKER         the command; docker
+# No passwords in these: an image's history shows what it was built with. A commit that was changed is "...-dirty".
 set -eu
 cd "$(dirname "$0")/.."
 name=${1:?name an image: service, worker-cpu or worker-gpu}
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
-revision=$(git rev-parse --short=12 HEAD 2> /dev/null || echo unknown)
+revision=$(git describe --always --exclude='*' --abbrev=12 --dirty 2> /dev/null || echo unknown)
 tag=${2:-token-curator/$name:$version}
 
 file=docker/Dockerfile

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.images, pytest.mark.alone]
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "deploy" / "smoke.py"
 COMPOSE = ROOT / "deploy" / "compose"
-VERSION = os.environ.get("CURATOR_IMAGE_VERSION", "0.1.0")
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 SERVICE, WORKER = f"token-curator/service:{VERSION}", f"token-curator/worker-cpu:{VERSION}"
 HARDENED = ("--read-only", "--tmpfs=/tmp:exec,mode=1777,size=1g", "--cap-drop=ALL", "--security-opt=no-new-privileges")
 PORT = 18765

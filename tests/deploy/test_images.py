@@ -141,6 +141,23 @@ def test_the_service_image_holds_no_engine() -> None:
     assert not {"torch", "vllm", "transformers"} & set(locked)
 
 
+@pytest.mark.parametrize("path", [path for path in LOCKS if path.stem != "tools"], ids=lambda path: path.stem)
+def test_images_ship_nothing_whose_licence_forbids_it(path: Path) -> None:
+    """Free licences aside, only psycopg: LGPL, with its text, in files that can be replaced. No Intel OpenMP."""
+    excepted = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["licences"]["exceptions"]
+    locked = set(pins(path.read_text()))
+    assert locked & {normal(name) for name in excepted} <= {"psycopg", "psycopg-binary"}
+    assert locked <= {*pins((ROOT / "requirements.lock").read_text()), "dumb-init"}  # whose licences make audit reads
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_another_revision_makes_no_other_layers(path: Path) -> None:
+    """A build argument is part of every RUN behind it."""
+    lines = instructions(path)
+    declared = next(n for n, (_, argument) in enumerate(lines) if argument.startswith("REVISION"))
+    assert not [argument for instruction, argument in lines[declared:] if instruction == "RUN"]
+
+
 def test_gpu_workers_have_the_ray_and_arrow_of_the_others() -> None:
     ours, theirs = (pins((DOCKER / "locks" / f"{name}.txt").read_text()) for name in ("service", "worker-gpu"))
     assert {name: theirs[name] for name in ("ray", "pyarrow")} == {name: ours[name] for name in ("ray", "pyarrow")}
