@@ -152,6 +152,10 @@ class ModelConfig(StrictModel):
                 raise ValueError(f"{name} is for engine openai; remove it, or set engine: openai")
         return self
 
+    def version_here(self, planned: "ModelIdentity") -> str | None:
+        """What `engine_version` would be, were the model planned here and now; None = not known at no cost."""
+        return None
+
 
 class ModelIdentity(StrictModel):
     """Which model this is, exactly: resolved and frozen at planning, part of the model's stage key."""

@@ -73,6 +73,18 @@ def check_same_spec(plan: Plan, spec: CurationSpec, content: str = "dataset") ->
     )
 
 
+def check_engine(plan: Plan, spec: CurationSpec, name: str) -> None:
+    """Raise OutputError if shards scored now would come from another version of the engine than the plan names."""
+    planned = plan.models[name]
+    here = spec.models[name].version_here(planned)
+    if here not in (None, planned.engine_version):
+        raise OutputError(
+            f"models.{name}: {spec.output.uri!r} was planned with engine {planned.engine} in version "
+            f"{planned.engine_version}, and here it is {here}, which may score otherwise; install that version again "
+            "to finish this output, or choose another output.uri (with the same `work`, its tokens are used again)"
+        )
+
+
 def _check_sources(plan: Plan, sources: Sequence[SourceFile]) -> None:
     planned = {source.path: source for source in plan.sources}
     now = {source.path: source for source in sources}

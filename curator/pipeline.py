@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from curator import storage, tracing
 from curator.cluster import Cluster, Pool, connect
 from curator.errors import CorpusError, OutputError, ShardError
-from curator.frozen import check_same_spec, check_vacant, open_plan, write_plan
+from curator.frozen import check_engine, check_same_spec, check_vacant, open_plan, write_plan
 from curator.interrupts import heeded
 from curator.job import Calibration, Job
 from curator.manifest import (
@@ -139,6 +139,7 @@ def score(job: Job, cluster: Cluster, name: str, lost: Sequence[LostShard]) -> l
     tasks = [shard for shard in job.shards(tuple(lost)) if shard.number not in done]
     if not tasks:
         return []
+    check_engine(job.plan, job.spec, name)
     stage = ScoreStage(
         tokens=job.tokens, folder=folder, name=name, config=config, identity=job.plan.models[name],
         has_bos=job.plan.tokenizer.bos_id is not None, special=job.spec.tokens, canary=job.plan.canary,

@@ -31,6 +31,10 @@ class AutoModel(LocalModel):
         reason = why_not or "vllm is installed and knows the architecture"
         return self._with(engine).identify().model_copy(update={"engine_reason": reason})
 
+    def version_here(self, planned: ModelIdentity) -> str | None:
+        """That of the engine that was chosen at planning."""
+        return self._with(planned.engine).version_here(planned)
+
     def build(self, identity: ModelIdentity, threads: int) -> Scorer:
         """Start the engine that was chosen at planning."""
         return self._with(identity.engine).build(identity, threads)

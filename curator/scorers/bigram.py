@@ -57,17 +57,24 @@ class BigramModel(ModelConfig):
             revision=self.revision,
             weights_digest=digest_weights([folder / "counts.npz"]),
             engine="bigram",
-            engine_version=f"{_ENGINE_VERSION}-{'unigram' if self.model == 'unigram' else 'bigram'}",
+            engine_version=self._version(),
             dtype="float32",
             context=self.context or _CONTEXT,
             parameters=int(counts["count"].size + counts["unigram"].size),
         )
+
+    def version_here(self, planned: ModelIdentity) -> str | None:
+        """As `identify` says."""
+        return self._version()
 
     def build(self, identity: ModelIdentity, threads: int) -> Scorer:
         """Build the table of log-probs; `threads` is not used."""
         counts = _read_counts(self._folder())
         table_VV = unigram_table(counts) if self.model == "unigram" else bigram_table(counts)
         return BigramScorer(table_VV, self.features)
+
+    def _version(self) -> str:
+        return f"{_ENGINE_VERSION}-{'unigram' if self.model == 'unigram' else 'bigram'}"
 
     def _folder(self) -> Path:
         return _SHIPPED if self.model in ("bigram", "unigram") else Path(self.model)

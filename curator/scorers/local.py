@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -24,6 +24,9 @@ _LONGEST_DEFAULT_CONTEXT = 8192
 class LocalModel(ModelConfig):
     """A checkpoint that is run where the worker is."""
 
+    packages: ClassVar[tuple[str, ...]] = ()
+    """Those that can change a score, the engine's own first."""
+
     dtype: Dtype = Field(
         default="auto",
         description="of weights and activations; auto = float32 for float32 checkpoints, else bfloat16 "
@@ -33,6 +36,13 @@ class LocalModel(ModelConfig):
     def tokenizer_source(self) -> str:
         """The model's own place."""
         return self.model
+
+    def version_here(self, planned: ModelIdentity) -> str | None:
+        """The installed packages', with the planned way of scoring; None where one of them is not installed."""
+        if any(installed_version(package) is None for package in self.packages):
+            return None
+        _, comma, way = planned.engine_version.partition(", ")
+        return f"{versions_of(planned.engine, *self.packages)}{comma}{way}"
 
     def identify_checkpoint(self, engine: str, engine_version: str) -> ModelIdentity:
         """Check that the checkpoint is whole and safe, and resolve revision, dtype and context; loads no weights."""

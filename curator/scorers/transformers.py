@@ -5,7 +5,7 @@ model's own code. This file holds the config; `local` resolves it, `causal_lm` r
 hidden states into scores.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -42,12 +42,14 @@ class TransformersArguments(StrictModel):
 class TransformersModel(LocalModel):
     """A causal language model run by `transformers`."""
 
+    packages: ClassVar[tuple[str, ...]] = ("transformers", "torch")
+
     engine: Literal["transformers"]
     engine_args: TransformersArguments = TransformersArguments()
 
     def identify(self) -> ModelIdentity:
         """Check that the checkpoint is whole and safe, and resolve revision, dtype and context; loads no weights."""
-        return self.identify_checkpoint("transformers", versions_of("transformers", "transformers", "torch"))
+        return self.identify_checkpoint("transformers", versions_of("transformers", *self.packages))
 
     def build(self, identity: ModelIdentity, threads: int) -> Scorer:
         """Load the weights and check the head against the model's own output."""

@@ -4,7 +4,7 @@ The engine runs in the worker's own process, so that it dies with it; only tenso
 This file holds the config; `local` and `vllm_arguments` resolve it and `vllm_engine` drives the engine.
 """
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -48,12 +48,14 @@ class VllmArguments(StrictModel):
 class VllmModel(LocalModel):
     """A causal language model run by vLLM; whole `gpus` above 1 are the tensor parallel ranks."""
 
+    packages: ClassVar[tuple[str, ...]] = ("vllm", "torch")
+
     engine: Literal["vllm"]
     engine_args: VllmArguments = VllmArguments()
 
     def identify(self) -> ModelIdentity:
         """Check the checkpoint and the engine's arguments, and resolve how to score; loads no weights."""
-        versions = versions_of("vllm", "vllm", "torch")
+        versions = versions_of("vllm", *self.packages)
         from curator.scorers.vllm_arguments import check_arguments, choose_scoring
 
         scoring = choose_scoring(self.engine_args.scoring)

@@ -44,6 +44,7 @@ def build(request: pytest.FixtureRequest, checkpoint: Callable[[str], Path]) -> 
         config = TypeAdapter(ScorerConfig).validate_python(fields)
         identity = config.identify()
         assert identity.context == CONTEXT and identity.engine == request.param
+        assert config.version_here(identity) in (None, identity.engine_version)
         return config.build(identity, threads=1)
 
     return start
