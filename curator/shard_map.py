@@ -159,9 +159,15 @@ class ShardMap(Generic[Task, Result]):
         self._on_result(outcome)
 
     def _vacate(self, seat: Seat) -> None:
-        """End the actor; the seat gets a fresh one as soon as there is room."""
+        """End the actor; the seat gets a fresh one as soon as there is room.
+
+        Who waits for a task may have died with it, on the same machine: that must cost no task an attempt.
+        """
         self._crew.vacate(seat)
         self._handout.forget(seat)
+        for idle in self._idle:
+            self._crew.greet(idle)
+        self._idle.clear()
 
     def _retry(self, turn: Turn[Task], failure: Failure) -> None:
         if not failure.error.retryable or (failure.opening and not self._tasks_done):

@@ -1,0 +1,127 @@
+"""The map over shards with a crew of plain objects, whose machines come and go as a test wants."""
+
+import itertools
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from curator import shard_map
+from curator.errors import ScorerError
+from curator.progress import Silent
+from curator.shard_map import Seat, ShardMap, failed
+from curator.worker import Failure, ShardFailure
+
+
+class Crew:
+    """Actors on machines; a reference is a number. What runs on a machine that goes down never answers but dies."""
+
+    needs = "1 CPUs"
+
+    def __init__(self, machines: str, spare: str = "") -> None:
+        """One seat for each letter, whose actor is on the machine of that name; a new one finds room on a spare."""
+        self.down: set[str] = set()
+        self.spare = spare
+        self.seats = [Seat(actor=[machine]) for machine in machines]
+        self.held: dict[int, tuple[Any, Any]] = {}
+        self.handed_to_the_dead = 0
+        self._numbers = itertools.count()
+
+    def fill(self) -> None:
+        for seat in self.seats:
+            room = next((machine for machine in self.spare if machine not in self.down), None)
+            if seat.actor is None and room is not None:
+                seat.actor = [room]
+                self.greet(seat)
+
+    def greet(self, seat: Seat) -> None:
+        seat.greeting = self._refer(seat.actor, "greeting")
+
+    def admit(self, seat: Seat) -> bool:
+        seat.greeting = None
+        if seat.actor[0] in self.down:
+            self.vacate(seat)
+        return seat.actor is not None
+
+    def run(self, seat: Seat, task: Any, upcoming: Any) -> int:
+        self.handed_to_the_dead += seat.actor[0] in self.down
+        return self._refer(seat.actor, task)
+
+    def ask(self, seat: Seat) -> int:
+        return self._refer(seat.actor, "asked")
+
+    def vacate(self, seat: Seat) -> None:
+        seat.actor = seat.greeting = seat.asked = None
+
+    def answered(self, references: Sequence[Any], timeout_s: float) -> list[Any]:
+        return [*references]
+
+    def answer(self, reference: Any) -> Any:
+        actor, asked = self.held.pop(reference)
+        if actor[0] in self.down:
+            return failed("the worker died while it held the shard")
+        return 0 if asked == "asked" else self.work(asked)
+
+    def work(self, task: Any) -> Any:
+        return task
+
+    def _refer(self, actor: Any, asked: Any) -> int:
+        number = next(self._numbers)
+        self.held[number] = actor, asked
+        return number
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_map, "_POLL_S", 0.001)
+
+
+def drive(crew: Crew, tasks: Sequence[int], retries: int) -> tuple[list[int], list[ShardFailure[int]]]:
+    results: list[int] = []
+    failures = ShardMap(crew, retries, tasks, Silent(), lambda _: 1, results.append).drive()
+    return results, failures
+
+
+def test_workers_that_were_lost_while_they_had_nothing_to_do_cost_no_task_an_attempt() -> None:
+    """One task is left for two machines of four workers; the one that holds it is lost, with three that wait."""
+
+    class Losing(Crew):
+        def run(self, seat: Seat, task: Any, upcoming: Any) -> int:
+            reference = super().run(seat, task, upcoming)
+            self.down = self.down or {seat.actor[0]}
+            return reference
+
+    for machines in ("aaaabbbb", "bbbbaaaa", "abababab"):
+        crew = Losing(machines)
+        assert drive(crew, [7], retries=1) == ([7], []), machines
+        assert crew.handed_to_the_dead == 0, machines
+
+
+def test_a_task_that_always_fails_is_given_up_after_its_attempts_and_the_others_are_done() -> None:
+    class Failing(Crew):
+        def work(self, task: Any) -> Any:
+            return Failure(ScorerError("no"), "") if task == 3 else task
+
+    results, failures = drive(Failing("aab"), range(9), retries=2)
+    assert sorted(results) == [0, 1, 2, 4, 5, 6, 7, 8]
+    assert [(failure.task, failure.attempts) for failure in failures] == [(3, 3)]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_task_is_done_once_whatever_machines_come_and_go(seed: int) -> None:
+    chance = random.Random(seed)
+
+    class Unsteady(Crew):
+        lost = 0
+
+        def answered(self, references: Sequence[Any], timeout_s: float) -> list[Any]:
+            if chance.random() < 0.3:
+                self.lost += 1
+                self.down = set(chance.sample("abc", chance.randrange(1, 3)))
+            return [reference for reference in references if chance.random() < 0.5]
+
+    crew = Unsteady("aabbcc", spare="cba")
+    results, failures = drive(crew, range(40), retries=1_000)
+    assert sorted(results) == [*range(40)] and failures == []
+    assert crew.lost
