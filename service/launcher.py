@@ -11,13 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any, Protocol
 
 import psutil
 
 from curator import logs, tracing
+from curator.errors import ClusterError
 from curator.job_directory import Heartbeat, JobDirectory
 from curator.job_runner import MARK
 from curator.signs_of_life import beat_of, is_running, process_of
@@ -25,6 +26,8 @@ from service.settings import Settings
 from service.store import Job
 
 _OWN_VARIABLES = "CURATOR_"
+_TIMEOUT_S = (5.0, 20.0)
+"""To connect to the Jobs API, and to hear from it: one head that is mute must not hold up every job for ever."""
 
 
 class Launcher(Protocol):
@@ -150,8 +153,23 @@ class RayLauncher:
         """The cluster's Jobs API. Called when it is first needed: the service starts, not ready, while Ray is away."""
         from ray.job_submission import JobSubmissionClient
 
+        class Client(JobSubmissionClient):  # type: ignore[misc]  # Ray has no types
+            def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+                return super()._do_request(method, endpoint, **{"timeout": _TIMEOUT_S, **options})
+
         logs.adopt_ray()
-        return JobSubmissionClient(self._settings.ray_address)
+        return Client(self._settings.ray_address)
+
+    @contextmanager
+    def _asked(self) -> Iterator[Any]:
+        """The client; an answer that is none of Ray's, such as a proxy's page, says nothing of the job."""
+        try:
+            yield self._client
+        except (ValueError, KeyError, TypeError) as error:
+            raise ClusterError(
+                f"what answers at ray_address {self._settings.ray_address!r} is not Ray's Jobs API "
+                f"({type(error).__name__}); set it to the head's, such as http://HEAD:8265"
+            ) from None
 
     def start(self, job: Job) -> None:
         """Submit the driver, whose output goes to the job's log."""
@@ -160,12 +178,13 @@ class RayLauncher:
         runner = ["env", *variables, "python", "-m", "curator.job_runner", str(job.directory), str(job.epoch)]
         runner += ["--heartbeat", str(self._settings.heartbeat_s)]
         folder, log = shlex.quote(directory.record().cwd or str(job.directory)), shlex.quote(str(directory.log_path))
-        self._client.submit_job(
-            entrypoint=f"cd {folder} && exec {shlex.join(runner)} >> {log} 2>&1",
-            submission_id=_submission(job, job.epoch),
-            runtime_env={"env_vars": {MARK: job.id, "PYTHONUNBUFFERED": "1"}},
-            metadata={"curator_job": job.id},
-        )
+        with self._asked() as client:
+            client.submit_job(
+                entrypoint=f"cd {folder} && exec {shlex.join(runner)} >> {log} 2>&1",
+                submission_id=_submission(job, job.epoch),
+                runtime_env={"env_vars": {MARK: job.id, "PYTHONUNBUFFERED": "1"}},
+                metadata={"curator_job": job.id},
+            )
 
     def alive(self, job: Job) -> bool:
         """Ray has it pending or running, and it beats once it runs."""
@@ -179,7 +198,8 @@ class RayLauncher:
         """Ray sends SIGTERM, and SIGKILL three seconds later, to all that the driver started."""
         for epoch in range(max(job.epoch - 1, 1), job.epoch + 1):
             if self._status(_submission(job, epoch)) in ("PENDING", "RUNNING"):
-                self._client.stop_job(_submission(job, epoch))
+                with self._asked() as client:
+                    client.stop_job(_submission(job, epoch))
 
     def gone(self, job: Job) -> bool:
         """No driver of this job is pending or running."""
@@ -193,7 +213,8 @@ class RayLauncher:
 
     def _status(self, submission: str) -> str | None:
         try:
-            return str(self._client.get_job_status(submission).value)
+            with self._asked() as client:
+                return str(client.get_job_status(submission).value)
         except RuntimeError as error:
             if "status code 404" in str(error):  # Ray has no such job
                 return None

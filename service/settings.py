@@ -8,9 +8,9 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -142,6 +142,12 @@ class Settings(BaseSettings):
                 "a job from its owner; raise stalled_s or lower heartbeat_s"
             )
         return stalled_s
+
+    @model_validator(mode="after")
+    def _check_cluster(self) -> Self:
+        if self.launcher == "ray" and self.ray_address is None:
+            raise ValueError("launcher ray needs a cluster; set ray_address to its Jobs API, such as http://HEAD:8265")
+        return self
 
     @classmethod
     def settings_customise_sources(

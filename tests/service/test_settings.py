@@ -84,6 +84,12 @@ def test_one_late_sign_of_life_may_not_cost_a_job_its_owner(heartbeat_s: float, 
     Settings(heartbeat_s=heartbeat_s, stalled_s=2 * heartbeat_s + 0.1)
 
 
+def test_drivers_on_a_cluster_need_one() -> None:
+    with pytest.raises(ValidationError, match="launcher ray needs a cluster; set ray_address"):
+        Settings(launcher="ray")
+    assert Settings(launcher="ray", ray_address="http://head:8265").launcher == "ray"
+
+
 def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"missing\.toml"):
         load_settings(tmp_path / "missing.toml")
