@@ -15,6 +15,7 @@ from rich.console import Console
 
 from curator import logs, remote
 from curator.errors import CuratorError, OutputError, SpecError
+from curator.hiding import hide
 from curator.interrupts import heeded
 from curator.training.check import command as check_command
 
@@ -274,7 +275,7 @@ def main() -> None:
             app()
     except CuratorError as error:
         if not logs.told(error):
-            err.print(f"error: {error}")
+            err.print(f"error: {hide(str(error))}")
         sys.exit(BAD_USAGE if isinstance(error, SpecError | OutputError) else FAILED)
     except KeyboardInterrupt:
         _leave_interrupted()

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from curator.hiding import hide
 from curator.progress import Reporter, ShardResult
 
 _PROGRESS_S = 1.0
@@ -70,8 +71,8 @@ class EventReporter:
             self._progress()
 
     def say(self, message: str) -> None:
-        """One line."""
-        self._write("message", {"text": message})
+        """One line; whoever may read the job's events sees it, and no secret in it."""
+        self._write("message", {"text": hide(message)})
         self._shown.say(message)
 
     def _progress(self) -> None:

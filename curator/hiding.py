@@ -25,13 +25,14 @@ _LEAST_CHARACTERS = 6
 
 _SECRET_NAME = re.compile(
     r"(?:PASSWORD|PASSWD"
-    r"|(?:^|_)(?:SECRET|TOKEN|API_?KEY|ACCESS_KEY|SECRET_KEY|PRIVATE_KEY|DATABASE_URL|OTLP_(?:\w+_)?HEADERS))$"
+    r"|(?:^|_)(?:SECRET|TOKEN|API_?KEY|ACCESS_KEY|SECRET_KEY|PRIVATE_KEY|ACCOUNT_KEY|DATABASE_URL|OTLP_(?:\w+_)?HEADERS))$"
 )
 _FORMS = (
     (re.compile(r"(?<=://)[^\s/@:]*:[^\s/@]*(?=@)"), HIDDEN),
     (re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}"), rf"\1 {HIDDEN}"),
     (re.compile(r"\btc_[a-z2-7]{46}\b"), HIDDEN),
-    (re.compile(r"(?i)\b((?:x-amz-(?:signature|security-token)|sig|signature|token)=)[^&\s\"']+"), rf"\1{HIDDEN}"),
+    (re.compile(r"(?i)\b((?:x-amz-(?:signature|security-token)|sig|signature)=)[^&\s\"']+"), rf"\1{HIDDEN}"),
+    (re.compile(r"(?i)\b((?:(?:access_)?token|api_?key|password)=)[^&\s\"']+"), rf"\1{HIDDEN}"),
 )  # fmt: skip
 _QUOTED = (OSError, MemoryError, RuntimeError, ImportError, UnicodeError, ArithmeticError, json.JSONDecodeError)
 _PACKAGES = (Path(__file__).parent, Path(__file__).parents[1] / "service")

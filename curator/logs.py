@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -99,6 +100,8 @@ def start(form: LogFormat, stream: TextIO | None = None, *, ends_too: bool = Fal
     _everywhere.clear()
     _everywhere.update(known)
     sys.excepthook = _last_words
+    threading.excepthook = _last_words_of_thread
+    sys.unraisablehook = _words_from_nowhere
 
 
 def also(**known: Any) -> None:
@@ -152,6 +155,20 @@ def _last_words(kind: type[BaseException], error: BaseException, trace: Tracebac
     _log.critical(
         "%s ended the process", kind.__name__, exc_info=(kind, error, trace), extra={"error_type": kind.__name__}
     )
+
+
+def _last_words_of_thread(ended: threading.ExceptHookArgs) -> None:
+    if ended.exc_value is None or issubclass(ended.exc_type, SystemExit):
+        return
+    name = "a thread" if ended.thread is None else f"thread {ended.thread.name}"
+    error, kind = ended.exc_value, ended.exc_type.__name__
+    _log.error("%s ended %s", kind, name, exc_info=error, extra={"error_type": kind})
+
+
+def _words_from_nowhere(said: "sys.UnraisableHookArgs") -> None:
+    """Of what was raised where nobody could take it, such as in `__del__`."""
+    kind = said.exc_type.__name__
+    _log.error("%s was raised where it could not be handled", kind, exc_info=said.exc_value, extra={"error_type": kind})
 
 
 def _one_line(

@@ -1,6 +1,7 @@
 """Live progress of a run: bars on a terminal, one plain line every ten seconds otherwise.
 
 The pipeline only knows the `Reporter` protocol; whoever wants other output (a service, a test) passes its own.
+What is said may be a job's log, which its user sees: secrets are hidden (`curator.hiding`).
 """
 
 import sys
@@ -9,6 +10,8 @@ from typing import Literal, Protocol, TextIO, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from curator.hiding import hide
 
 LINE_INTERVAL_S = 10.0
 
@@ -113,7 +116,7 @@ class Lines:
 
     def say(self, message: str) -> None:
         """Print one line."""
-        print(message, file=self._stream, flush=True)
+        print(hide(message), file=self._stream, flush=True)
 
 
 class Bars:
@@ -156,7 +159,7 @@ class Bars:
 
     def say(self, message: str) -> None:
         """Print one line above the bars."""
-        self._progress.console.print(message, markup=False, highlight=False)
+        self._progress.console.print(hide(message), markup=False, highlight=False)
 
 
 def make_reporter(console: Console | None = None) -> Reporter:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,10 +17,12 @@ import pyarrow as pa
 import pydantic
 import pytest
 import sqlalchemy as sa
+from rich.console import Console
 
 from curator import hiding, logs
 from curator.errors import CorpusError
-from curator.progress import Reporter
+from curator.event_reporter import EventReporter
+from curator.progress import Bars, Lines, Reporter
 
 CANARY = "the quick canary sang of 4711 secrets"
 
@@ -27,13 +30,15 @@ CANARY = "the quick canary sang of 4711 secrets"
 @pytest.fixture
 def logged(request: pytest.FixtureRequest) -> Iterator[Callable[[], str]]:
     """Log in the form of the test's parameter (default JSON); gives what was written. Undone afterwards."""
-    root, excepthook, stream = logging.getLogger(), sys.excepthook, io.StringIO()
+    root, stream = logging.getLogger(), io.StringIO()
+    hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
     handlers, level = list(root.handlers), root.level
     logs.start(getattr(request, "param", "json"), stream, job="job_1")
     yield stream.getvalue
     logging.captureWarnings(False)
     logs.start("json")
-    root.handlers[:], root.level, sys.excepthook = handlers, level, excepthook
+    root.handlers[:], root.level = handlers, level
+    sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
     logging.captureWarnings(False)
 
 
@@ -100,6 +105,17 @@ def test_secrets_are_hidden_wherever_they_stand(logged: Callable[[], str], monke
     assert written.count("[hidden]") >= 2 * len(SAID) and "elsewhere/x" in written and "X-Amz-Date=1" in written
 
 
+def test_a_jobs_log_in_text_its_events_and_bars_hide_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_API_KEY", "hunter2-api")
+    shown, written = io.StringIO(), io.StringIO()
+    told: list[dict[str, Any]] = []
+    said = "attempt 1 of 4 failed: the server knows no key hunter2-api; dbname=x password=hunter2-db"
+    EventReporter(lambda _, data: told.append(data), Lines(written)).say(said)
+    Bars(Console(file=shown, width=200)).say(said)
+    hidden = "attempt 1 of 4 failed: the server knows no key [hidden]; dbname=x password=[hidden]"
+    assert told == [{"text": hidden}] and written.getvalue() == shown.getvalue() == hidden + "\n"
+
+
 def test_ordinary_variables_hide_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"TOKENIZERS_PARALLELISM": "false!", "RAY_AUTH_MODE": "token!", "MY_TOKEN": "short"}.items():
         monkeypatch.setenv(name, value)
@@ -161,6 +177,22 @@ def test_errors_over_rows_are_told_without_what_they_quote(logged: Callable[[], 
 )  # fmt: skip
 def test_errors_of_the_system_and_our_own_are_told_in_full(error: Exception) -> None:
     assert str(error) in hiding.describe(error)
+
+
+class _Grumbler:
+    def __del__(self) -> None:
+        raise ValueError(CANARY)
+
+
+@both
+def test_what_a_thread_or_a_finalizer_dies_of_is_told_like_all_else(logged: Callable[[], str]) -> None:
+    thread = threading.Thread(target=int, args=(CANARY,), name="beats")
+    thread.start()
+    thread.join()
+    assert "ValueError ended thread beats" in logged() and "threading.py" in logged()
+    _Grumbler()
+    assert "ValueError was raised where it could not be handled" in logged()
+    assert CANARY not in logged() and "canary" not in logged()
 
 
 def test_an_engine_that_does_not_start_says_why() -> None:
