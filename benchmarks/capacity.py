@@ -120,7 +120,7 @@ def driver_table(of: Measured) -> str:
         asked_s = 6 * shards * ASSUMED.answer_s / ASSUMED.answers_at_once
         rows.append(
             [
-                f"{shards:,}", f"{shards * SHARD_TOKENS / 1e9:,.0f}", number(shards * of.plan_bytes / 1e6),
+                f"{shards:,}", number(shards * SHARD_TOKENS / 1e9), number(shards * of.plan_bytes / 1e6),
                 number(shards * of.memory_bytes / 1e9), number(shards * of.hand_out_s * 5 / 3600),
                 number(shards * of.publish_s / 3600), number(asked_s / 3600),
                 number(text / of.plan_jsonl_bytes_per_s / 3600), number(text / of.plan_gz_bytes_per_s / 3600),

@@ -48,7 +48,6 @@ class Assumed:
     network_bytes_per_s: float = 1.5e9  # of a node with eight GPUs, 12 Gbit/s sustained
     answer_s: float = 0.03  # of an object store
     answers_at_once: int = 32
-    listed_per_s: float = 5000
     serve_bytes_per_s: float = 3.3e9  # results/downloads.json
 
 
