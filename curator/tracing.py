@@ -177,20 +177,28 @@ class TracedStage:
             self.stage.open()
 
     def load(self, task: Any) -> _Loaded:
-        """Load, and note when."""
+        """Load, and note when; an attempt that ends here is told here, as there will be no run."""
         start_ns = time.time_ns()
-        return _Loaded(self.stage.load(task), start_ns, time.time_ns())
+        try:
+            return _Loaded(self.stage.load(task), start_ns, time.time_ns())
+        except Exception:
+            with self._shard(task, start_ns), span("load", start_ns=start_ns):
+                raise
 
     def run(self, task: Any, inputs: _Loaded, on_tokens: Callable[[int], None]) -> Any:
         """Run one attempt, and see that its spans are on their way: this process may be killed at any time."""
+        with self._shard(task, inputs.start_ns):
+            record("load", inputs.start_ns, inputs.end_ns, {})
+            with span("compute"):
+                return self.stage.run(task, inputs.inputs, on_tokens)
+
+    @contextmanager
+    def _shard(self, task: Any, start_ns: int) -> Iterator[None]:
         shards = [shard.number for shard in (task if isinstance(task, tuple) else (task,))]
+        attributes = {**self._attributes(), "curator.shards": shards}
         try:
-            with span(
-                "shard", {**self._attributes(), "curator.shards": shards}, parent=self.parent, start_ns=inputs.start_ns
-            ):
-                record("load", inputs.start_ns, inputs.end_ns, {})
-                with span("compute"):
-                    return self.stage.run(task, inputs.inputs, on_tokens)
+            with span("shard", attributes, parent=self.parent, start_ns=start_ns):
+                yield
         finally:
             if _sender is not None:
                 _sender.flush(_AFTER_A_SHARD_S)

@@ -113,6 +113,18 @@ def test_spans_tell_of_every_attempt_under_the_parent_that_was_given(run: Run, c
     assert all(headers["x-team"] == "blue" for headers in collector.headers)
 
 
+def test_an_attempt_that_ends_while_it_loads_has_its_span(run: Run, collector: Any) -> None:
+    bad = DRIVER.replace('return "rows"', 'return "rows" if task != Shard(1) else int("the canary text")')
+    done = run(bad, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
+    assert done.stdout.startswith("[0, None, None, 3]") and done.stderr == "", done.stderr
+    spans = collector.spans()
+    (shard,) = (span for span in spans if span["attributes"].get("curator.shards") == [1])
+    below = [span for span in spans if span["parent"] == shard["id"]]
+    assert [span["name"] for span in below] == ["load"] and below[0]["end"] - below[0]["start"] >= 10_000_000
+    assert {span["attributes"]["error.type"] for span in (shard, *below)} == {"ValueError"}
+    assert b"canary" not in b"".join(collector.bodies)
+
+
 def test_the_environment_may_name_the_service(run: Run, collector: Any) -> None:
     run(DRIVER, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=f"{collector.url}/v1/traces", OTEL_SERVICE_NAME="mine")
     assert {span["resource"]["service.name"] for span in collector.spans()} == {"mine"}
