@@ -162,7 +162,14 @@ def staged_file(root: str) -> Iterator[Path]:
 
 def _staging_folder(root: str) -> Path:
     folder = local_path(root)
-    return folder / STAGING if folder is not None else Path(tempfile.gettempdir()) / f"curator{STAGING}"
+    if folder is not None:
+        return folder / STAGING
+    folder = Path(tempfile.gettempdir()) / f"curator{STAGING}-{os.getuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    if folder.lstat().st_uid != os.getuid():  # whoever owns it could put other bytes in place of a shard's
+        raise StorageError(f"{str(folder)!r} belongs to another user; remove it, or set TMPDIR to a folder of your own")
+    return folder
 
 
 def _create_locked(folder: Path) -> BinaryIO:
@@ -250,7 +257,8 @@ def remove_folder(uri: str) -> None:
 
 def clear_staging(root: str) -> None:
     """Remove what killed runs of this machine left of staged files; those that a living process holds stay."""
-    folder = _staging_folder(root)
+    with explained("clear the staging of", root):
+        folder = _staging_folder(root)
     with explained("list", str(folder)):
         left = list(folder.glob("*.tmp"))
     for path in left:

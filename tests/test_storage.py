@@ -1,6 +1,7 @@
 """Storage on a local disk, in memory and on an S3 server: final names appear whole, once."""
 
 import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,3 +126,21 @@ def test_a_full_disk_is_a_clear_error(tmp_path: Path) -> None:
 def test_only_real_shared_places_reach_workers() -> None:
     assert storage.shared_with_workers("/data/x") and storage.shared_with_workers("s3://bucket/x")
     assert not storage.shared_with_workers("memory://x")
+
+
+def test_files_for_a_store_are_staged_where_nobody_else_may_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with storage.staged_file("memory://somewhere") as staged:
+        assert staged.parent.parent == tmp_path and staged.parent.stat().st_mode & 0o077 == 0
+    storage.clear_staging("memory://somewhere")
+    assert list(tmp_path.iterdir()) == []
+    me = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: me + 1)  # as if this user's folder were another's
+    for use in (storage.staged_file("memory://somewhere").__enter__, lambda: storage.clear_staging("memory://x")):
+        with pytest.raises(
+            StorageError, match=rf"_staging-{me + 1}' belongs to another user; remove it, or set TMPDIR"
+        ):
+            use()
+    assert storage.write_once(str(tmp_path / "local"), "a", b"1"), "a shared output folder may be a group's"
