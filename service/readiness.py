@@ -1,5 +1,6 @@
 """What the service needs to serve, asked at most every few seconds, however many probes and scrapes there are."""
 
+import logging
 import socket
 import threading
 import time
@@ -21,11 +22,12 @@ _KEPT_S = 2.0
 _RAY_TIMEOUT_S = 2.0
 _RAY_PORT = 6379
 _OWN_RAY = ("auto", "local")
+_log = logging.getLogger("curator.service")
 _direct = build_opener(ProxyHandler({}))  # a cluster is not behind the proxy that leads outside
 
 
 class Readiness:
-    """The checks, and what they last said."""
+    """The checks, and what they last said; a change is a line of the log, however many strangers ask /readyz."""
 
     def __init__(self, settings: Settings, store: Store, watcher_alive: Callable[[], bool]) -> None:
         self._settings, self._store = settings, store
@@ -44,9 +46,18 @@ class Readiness:
         """Each check, and whether what it looks at is well."""
         with self._lock:  # those who ask meanwhile get the same answer
             if time.monotonic() >= self._until_s:
-                self._known = {name: check() for name, check in self._checks.items()}
-                self._until_s = time.monotonic() + _KEPT_S
+                found = {name: check() for name, check in self._checks.items()}
+                self._say(found)
+                self._known, self._until_s = found, time.monotonic() + _KEPT_S
             return dict(self._known)
+
+    def _say(self, found: dict[str, bool]) -> None:
+        failing = [name for name, well in found.items() if not well]
+        before = [name for name, well in self._known.items() if not well]
+        if failing and failing != before:
+            _log.warning("not ready: %s", ", ".join(failing))
+        elif before and not failing:
+            _log.info("ready again")
 
     def _database_answers(self) -> bool:
         try:

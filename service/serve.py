@@ -10,7 +10,7 @@ import uvicorn
 from alembic.util import CommandError
 
 from curator import logs, tracing
-from curator.errors import ClusterError
+from curator.errors import ClusterError, SpecError
 from curator.hiding import keep_secret
 from curator.job_directory import DEFAULT_TENANT
 from service.app import build_app, make_services
@@ -33,7 +33,8 @@ def serve(settings: Settings, *, reindex: bool = False, new_key: bool = False) -
         new_key: print one more admin key, for when the first was lost.
 
     Raises:
-        ClusterError: the port is in use, or the Ray cluster or the database cannot be reached.
+        ClusterError: the port is in use, or the database cannot be reached.
+        SpecError: the database is of a newer service.
     """
     logs.start(settings.log_format)
     _keep_secrets(settings)
@@ -60,10 +61,12 @@ def _keep_secrets(settings: Settings) -> None:
 def _open(settings: Settings) -> Services:
     try:
         return make_services(settings)
+    except SpecError:  # it says what to do
+        raise
     except _CANNOT_START as error:
         reason = _without_password(str(getattr(error, "orig", None) or error), settings)
         raise ClusterError(
-            f"cannot start: {reason}; check database_url (postgresql://USER:PASSWORD@HOST/NAME), ray_address, data_dir"
+            f"cannot start: {reason}; check database_url (postgresql://USER:PASSWORD@HOST/NAME) and data_dir"
         ) from None
 
 

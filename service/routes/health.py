@@ -1,7 +1,5 @@
 """Whether the service lives, whether it can serve, and its figures."""
 
-import logging
-
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -12,7 +10,6 @@ from service.context import Context
 from service.problems import Problem, responses
 
 router = APIRouter(tags=["operations"])
-_log = logging.getLogger("curator.service")
 
 
 class LiveModel(BaseModel):
@@ -30,9 +27,7 @@ async def livez() -> LiveModel:
 @router.get("/readyz", operation_id="readyz", response_model=LiveModel, responses=responses(503))
 def readyz(context: Context) -> Response:
     """Whether everything that the service needs works; its log, and `ready` of its figures, say what does not."""
-    failing = [name for name, well in context.readiness.checks().items() if not well]
-    if failing:
-        _log.warning("not ready: %s", ", ".join(failing))
+    if not all(context.readiness.checks().values()):
         raise Problem(503, "not_ready", "the service is not ready; its log names the failing check")
     return JSONResponse({"status": "ready"})
 

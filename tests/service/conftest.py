@@ -231,6 +231,24 @@ def job_spec(service_corpus: Path) -> MakeJobSpec:
     return make
 
 
+@pytest.fixture
+def open_services(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Services over one data directory in this process, none of which starts a driver; their rounds are the test's."""
+    from service.app import make_services
+    from service.settings import Settings
+
+    opened: list[Any] = []
+
+    def open_one(**changes: Any) -> Any:
+        settings = Settings(data_dir=tmp_path / "data", max_running_jobs=changes.pop("max_running_jobs", 0), **changes)
+        opened.append(make_services(settings))
+        return opened[-1]
+
+    yield open_one
+    for services in opened:
+        services.store.engine.dispose()
+
+
 _SHELF = runpy.run_path(str(Path(__file__).with_name("shelf.py")))
 
 

@@ -1,32 +1,22 @@
-"""The figures for Prometheus: each is counted once, whatever happens to services, and says what is so."""
+"""The figures for Prometheus: each is counted once, whatever happens to services."""
 
-import re
-import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-import curator
 from curator.errors import Superseded
 from curator.job_directory import Event, JobDirectory, JobRecord, new_id, now
-from service.app import make_services
 from service.context import Services
 from service.database import writing
-from service.settings import Settings
 from service.store import Job
 
-DOCS = Path(__file__).parents[2] / "docs" / "observability.md"
 ENDED_S = 1_760_000_000.0
 DURATION_S = 750.25
 TOTALS = {"rows": 90, "tokens": 1000, "kept_tokens": 600, "quarantined_rows": 10}
-STATES = "queued", "validating", "in_progress", "finalizing", "completed", "cancelling", "cancelled", "failed"
 
 Figures = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -43,21 +33,6 @@ def value(services: Services, name: str, **labels: str) -> float:
 
 def sum_of(services: tuple[Services, ...], name: str, **labels: str) -> float:
     return sum(value(each, name, **labels) for each in services)
-
-
-@pytest.fixture
-def open_services(tmp_path: Path) -> Iterator[Callable[..., Services]]:
-    """Services over one data directory, none of which starts a driver; their rounds are the test's."""
-    opened: list[Services] = []
-
-    def open_one(**changes: Any) -> Services:
-        settings = Settings(data_dir=tmp_path / "data", max_running_jobs=changes.pop("max_running_jobs", 0), **changes)
-        opened.append(make_services(settings))
-        return opened[-1]
-
-    yield open_one
-    for services in opened:
-        services.store.engine.dispose()
 
 
 def submit(services: Services) -> Job:
@@ -240,27 +215,6 @@ def test_a_driver_that_cannot_be_started_is_counted(
     assert found(services, job.id).status in ("queued", "failed")
 
 
-# ------------------------------------------------------------------------------------------------ what is so
-
-
-def test_every_state_and_label_is_there_from_the_beginning(open_services: Callable[..., Services]) -> None:
-    services = open_services()
-    for state in STATES:
-        assert value(services, "jobs", state=state) == 0
-    assert value(services, "curations_in_progress") == 0
-    for name, label, values in (
-        ("tokens_total", "decision", ("kept", "dropped")),
-        ("documents_total", "outcome", ("published", "quarantined")),
-        ("shard_commits_total", "result", ("published", "adopted", "retried", "failed", "lost")),
-        ("stage_tokens_total", "stage", ("tokenize", "score", "calibrate", "select")),
-        ("job_duration_seconds_count", "state", ("completed", "cancelled", "failed")),
-    ):
-        assert [value(services, name, **{label: each}) for each in values] == [0] * len(values)
-    assert value(services, "curator_build_info", version=curator.__version__) == 1
-    assert value(services, "process_resident_memory_bytes") > 1 << 20
-    assert value(services, "storage_size_bytes") > value(services, "storage_free_bytes") > 0
-
-
 def test_the_queue_says_how_long_its_oldest_job_waits(open_services: Callable[..., Services]) -> None:
     services = open_services()
     assert value(services, "queue_oldest_seconds") == 0
@@ -271,90 +225,3 @@ def test_the_queue_says_how_long_its_oldest_job_waits(open_services: Callable[..
     take(services)
     take(services)
     assert value(services, "queue_oldest_seconds") == 0
-
-
-def test_what_strangers_send_makes_no_new_labels(open_services: Callable[..., Services]) -> None:
-    metrics = open_services().metrics
-    for method in ("GET", "BREW", "\x00", "get"):
-        metrics.observe({"type": "http", "method": method, "query_string": b"wait=1"}, 401, 0.1)
-    route = type("Route", (), {"path": "/v1/jobs/{job_id}"})()
-    for query in (b"", b"wait=30", b"wait=7&x=y"):
-        metrics.observe({"type": "http", "method": "GET", "route": route, "query_string": query}, 200, 0.1)
-    seen = {dict(labels)["method"] + " " + dict(labels)["route"] for name, labels in read(metrics.expose({}))
-            if name == "http_request_duration_seconds_count"}  # fmt: skip
-    assert seen == {"GET none", "other none", "GET /v1/jobs/{job_id}", "GET /v1/jobs/{job_id}?wait"}
-
-
-def test_names_and_labels_keep_the_conventions(open_services: Callable[..., Services]) -> None:
-    services = open_services()
-    services.metrics.observe({"type": "http", "method": "GET"}, 200, 0.1)
-    text = services.metrics.expose(services.readiness.checks())
-    forbidden = {"job", "job_id", "user", "tenant", "key", "name", "model", "path", "instance", "source"}
-    families = list(text_string_to_metric_families(text.decode()))
-    assert len({family.name for family in families}) == len(families)  # two registries, and no name in both
-    for family in families:
-        assert re.fullmatch("[a-z][a-z0-9_]*", family.name), family.name
-        assert not re.search("_(ms|milliseconds|minutes|hours|kb|mb|gb|percent)(_|$)", family.name), family.name
-        for sample in family.samples:
-            assert not forbidden & set(sample.labels), sample
-            assert not sample.name.endswith("_created")
-            if family.type == "counter":
-                assert sample.name.endswith("_total")
-            if family.type in ("gauge", "histogram"):
-                assert not sample.name.endswith("_total")
-
-
-def test_the_documentation_lists_every_figure_as_it_is(open_services: Callable[..., Services]) -> None:
-    services = open_services(ray_address="http://127.0.0.1:1")
-    services.metrics.observe({"type": "http", "method": "GET"}, 200, 0.1)
-    shown = {}
-    for family in text_string_to_metric_families(services.metrics.expose(services.readiness.checks()).decode()):
-        if not family.name.startswith(("process_", "python_")):
-            labels = sorted({name for sample in family.samples for name in sample.labels} - {"le"})
-            name = family.name + ("_total" if family.type == "counter" else "")
-            shown[name] = (family.type, ", ".join(labels), family.documentation)
-    rows = re.findall(r"^\| `([a-z_]+)` \| (\w+) \| (.*?) \| (.*?) \|$", DOCS.read_text(), re.MULTILINE)
-    listed = {name: (kind, re.sub(r"`|=.*?(?=,|$)", "", labels), text) for name, kind, labels, text in rows}
-    assert listed == shown
-
-
-# ------------------------------------------------------------------------------------------------ readiness
-
-
-class _Closed(BaseHTTPRequestHandler):
-    """A head that wants a token."""
-
-    def do_GET(self) -> None:
-        self.send_response(401)
-        self.end_headers()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing."""
-
-
-def test_readiness_sees_whether_the_head_of_the_cluster_is_there(open_services: Callable[..., Services]) -> None:
-    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
-        free = taken.getsockname()[1]
-    for address in (f"http://127.0.0.1:{free}", f"127.0.0.1:{free}", f"ray://127.0.0.1:{free}"):
-        gone = open_services(ray_address=address)
-        assert gone.readiness.checks() == {"database": True, "data_dir": True, "watcher": False, "ray": False}
-        assert value(gone, "ready", check="ray") == 0 and value(gone, "ready", check="database") == 1
-    with HTTPServer(("127.0.0.1", 0), _Closed) as head:
-        threading.Thread(target=head.serve_forever, daemon=True).start()
-        host = f"127.0.0.1:{head.server_address[1]}"
-        for address in (f"http://{host}", host, f"ray://{host}"):
-            assert open_services(ray_address=address).readiness.checks()["ray"]
-        head.shutdown()
-
-
-def test_a_database_that_is_away_is_told_and_hides_no_other_figure(
-    open_services: Callable[..., Services], tmp_path: Path
-) -> None:
-    services = open_services()
-    services.store.engine.dispose()
-    (tmp_path / "data" / "service.db").unlink()
-    (tmp_path / "data" / "service.db").mkdir()
-    checks = services.readiness.checks()
-    assert checks["database"] is False
-    figures = {name for name, _ in read(services.metrics.expose(checks))}
-    assert {"ready", "storage_free_bytes", "tokens_total"} <= figures and "jobs" not in figures
