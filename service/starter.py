@@ -48,6 +48,7 @@ class Starter:
             self._owner, time.time() + LEASE_S, self._settings.max_running_jobs, self._settings.tenant_running_jobs
         ):
             self._metrics.job_started(job)
+            _log.info("job %s is %s", job.id, job.status, extra=names(job))
             self._on_change(job.id)
             if not self._start(job):
                 return

@@ -163,6 +163,7 @@ class Submissions:
                 content = answer(job, self._check_room(connection, record.tenant))
                 if record.idempotency_key is not None:
                     self._keep_answer(connection, job, record.idempotency_key, content)
+            _log.info("job %s is queued", job.id, extra={"job": job.id, "attempt": job.attempt, "epoch": job.epoch})
             return content
         except IntegrityError:  # found by the watcher, or left by a service that died here
             found = self._store.job(record.id)
@@ -245,9 +246,11 @@ class Submissions:
         return found
 
     def _tell(self, job: Job, state: dict[str, Any], attempt: int | None = None) -> None:
+        names = {"job": job.id, "attempt": job.attempt, "epoch": job.epoch}
+        _log.info("job %s is %s, as was asked", job.id, job.status, extra=names)
         try:
             JobDirectory(job.directory).advance(job.epoch, state, attempt=attempt)
         except Superseded:  # changed again since, and told by whoever did that
             _log.info("job %s has moved on from epoch %d", job.id, job.epoch)
         except (CuratorError, OSError) as error:  # the change stands in the database; the watcher writes it down later
-            _log.error("job %s: %s", job.id, error, extra={"job": job.id, "attempt": job.attempt})
+            _log.error("job %s: %s", job.id, error, extra=names)

@@ -211,6 +211,8 @@ class Watcher:
                 raise Superseded(f"job {job.id} has just been changed")
             for event, _ in found:
                 self._metrics.event_read(event)
+            if moved.status != job.status:
+                _log.info("job %s is %s", job.id, moved.status, extra=names(moved))
             if moved.terminal and (not job.terminal or moved.epoch > job.epoch):
                 self._metrics.job_ended(moved)
             job = moved
@@ -245,6 +247,7 @@ class Watcher:
         changed = self._store.move(job, to, epoch=job.epoch + 1, error=error)
         if changed is None:
             return
+        _log.error("job %s is %s: %s", job.id, to, message, extra=names(changed))
         self._metrics.job_ended(changed)
         self._on_change(job.id)
         try:

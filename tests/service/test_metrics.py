@@ -1,5 +1,6 @@
 """The figures for Prometheus: each is counted once, whatever happens to services."""
 
+import logging
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -202,6 +203,25 @@ def test_events_behind_the_end_do_not_end_a_job_again(open_services: Callable[..
     write(job, ("message", {"text": "a late word"}))
     services.watcher._follow(found(services, job.id))
     check_counted_once(services)
+
+
+def test_each_change_of_a_jobs_state_is_a_line_of_the_log(
+    open_services: Callable[..., Services], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "curator.service")
+    services = open_services()
+    submit(services)
+    job = take(services)
+    complete(job)
+    services.watcher.round()
+    services.watcher.round()
+    other = services.submissions.cancel(submit(services))
+    services.submissions.resume(other)
+    assert [(record.message, record.__dict__["job"], record.__dict__["epoch"]) for record in caplog.records] == [
+        (f"job {job.id} is completed", job.id, 2),
+        (f"job {other.id} is cancelled, as was asked", other.id, 2),
+        (f"job {other.id} is queued, as was asked", other.id, 3),
+    ]
 
 
 def test_a_driver_that_cannot_be_started_is_counted(
