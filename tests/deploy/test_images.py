@@ -143,7 +143,7 @@ def test_the_service_image_holds_no_engine() -> None:
 
 @pytest.mark.parametrize("path", [path for path in LOCKS if path.stem != "tools"], ids=lambda path: path.stem)
 def test_images_ship_nothing_whose_licence_forbids_it(path: Path) -> None:
-    """Free licences aside, only psycopg: LGPL, with its text, in files that can be replaced. No Intel OpenMP."""
+    """By their metadata, free licences aside: only psycopg, LGPL, in files that can be replaced. No Intel OpenMP."""
     excepted = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["licences"]["exceptions"]
     locked = set(pins(path.read_text()))
     assert locked & {normal(name) for name in excepted} <= {"psycopg", "psycopg-binary"}
