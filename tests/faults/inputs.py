@@ -16,8 +16,6 @@ import pyarrow.parquet as pq
 import zstandard
 
 MAX_ROW_BYTES = 30_000
-LIMIT_BYTES = 1 << 30
-"""Address space that inputs may take beyond what the process has after its imports."""
 
 Chance = random.Random
 
@@ -33,7 +31,9 @@ class Input:
         bad: row number to the reasons that would do; empty = any fate but a loss.
         whole: nothing else may be kept or quarantined.
         refused: the file as a whole may be refused instead.
-        reasons: of damage that has no row; one must be recorded if not all texts are kept.
+        damage: what is kept is a beginning of the texts, and what is lost is recorded as damage.
+        checked: checksums guard the content: what is kept is of the texts, in their order.
+        malformed: how many inputs this counts as.
     """
 
     kind: str
@@ -43,6 +43,7 @@ class Input:
     whole: bool = True
     refused: bool = False
     damage: bool = False
+    checked: bool = False
     malformed: int = 1
 
 
@@ -180,7 +181,7 @@ def parquet(texts: list[str], chance: Chance, folder: Path) -> Input:
     columns = chance.choice([[], ["n"], ["l"]])
     good: list[tuple[int | None, str]] = [(None, text) for text in chosen]
     corpus = _corpus("parquet", path, columns=columns, source_field=None)
-    return Input(f"parquet, {how}", corpus, good, whole=False, refused=True)
+    return Input(f"parquet, {how}", corpus, good, whole=False, refused=True, checked=True)
 
 
 def odd_types(texts: list[str], chance: Chance, folder: Path) -> Input:

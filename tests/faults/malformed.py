@@ -83,6 +83,9 @@ def judge(case: Input, kept: list[tuple[str, str]], quarantined: list[Any]) -> l
             found.append(f"{len(case.good) - len(texts)} rows are gone without a word")
     elif case.good and len(texts) < len(case.good) and not quarantined:
         found.append(f"{len(case.good) - len(texts)} rows are gone without a word")
+    written = iter(text for _, text in case.good)
+    if case.checked and not all(text in written for text in texts):  # `in` goes on from where the last one was
+        found.append("what is kept is not what was written")
     return found
 
 
