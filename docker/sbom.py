@@ -1,15 +1,17 @@
-"""Write the bill of materials of an image, CycloneDX JSON: its Python packages and its Debian packages.
+"""Write the bill of materials of an image, CycloneDX JSON: its Python packages and its Debian (or Ubuntu) packages.
 
-The Python part comes from the distributions that are installed, by cyclonedx-py; the Debian part from dpkg's own
+The Python part comes from the distributions that are installed, by cyclonedx-py; the other from dpkg's own
 list. It names no time and no serial number, so that equal images have equal bills.
 
     python sbom.py /opt/curator/bin/python sbom.json
 """
 
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 _FIELDS = "${Package}\t${Version}\t${Architecture}\n"
 
@@ -27,10 +29,13 @@ def debian_part() -> list[dict[str, str]]:
     listed = subprocess.run(
         ["dpkg-query", "--show", f"--showformat={_FIELDS}"], check=True, capture_output=True, text=True
     )
+    system = platform.freedesktop_os_release()  # scanners look an advisory up by distribution
+    distribution, release = system["ID"], f"{system['ID']}-{system['VERSION_ID']}"
     components = []
     for line in listed.stdout.splitlines():
         name, version, architecture = line.split("\t")
-        purl = f"pkg:deb/debian/{name}@{version.replace('+', '%2B')}?arch={architecture}"
+        which = f"{quote(name, safe='')}@{quote(version, safe=':')}"
+        purl = f"pkg:deb/{distribution}/{which}?arch={architecture}&distro={release}"
         components.append({"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl})
     return components
 

@@ -2,12 +2,16 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from packageurl import PackageURL
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
@@ -162,6 +166,21 @@ def test_gpu_workers_have_the_ray_and_arrow_of_the_others() -> None:
     ours, theirs = (pins((DOCKER / "locks" / f"{name}.txt").read_text()) for name in ("service", "worker-gpu"))
     assert {name: theirs[name] for name in ("ray", "pyarrow")} == {name: ours[name] for name in ("ray", "pyarrow")}
     assert not {"torch", "vllm"} & set(theirs)  # those of vLLM's image stay
+
+
+@pytest.mark.skipif(shutil.which("dpkg-query") is None, reason="a list of Debian packages needs Debian")
+def test_bills_name_debian_packages_as_scanners_read_them(load_script: Callable[[Path], ModuleType]) -> None:
+    """By the reference parser of package URLs, back to what dpkg says; and with the distribution."""
+    found = {}
+    for component in load_script(DOCKER / "sbom.py").debian_part():
+        purl = PackageURL.from_string(component["purl"])
+        assert purl.type == "deb" and purl.namespace in ("debian", "ubuntu")
+        assert purl.qualifiers["distro"].startswith(f"{purl.namespace}-")
+        found[purl.name, purl.version, purl.qualifiers["arch"]] = component["name"], component["version"]
+    fields = "${Package} ${Version} ${Architecture}\n"
+    said = subprocess.run(["dpkg-query", "-W", "-f", fields], capture_output=True, text=True, check=True).stdout
+    assert set(found) == {tuple(line.split()) for line in said.splitlines()}
+    assert any("+" in name for name, *_ in found) and all(key[:2] == value for key, value in found.items())
 
 
 def test_health_check_tells_well_from_ill() -> None:
