@@ -32,12 +32,12 @@ from starlette.types import Scope
 import curator
 from curator.job_directory import TERMINAL, Event, Status
 from curator.progress import ShardResult
+from service.observe import METHODS
 from service.settings import Settings
 from service.store import Job, Store
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _LONG_SECONDS = (1, 10, 60, 300, 1800, 7200, 28800, 86400, 604800)
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _STAGES = ("tokenize", "score", "calibrate", "select")
 _LONG_POLL = "?wait"
 _FIRST_EPOCH_AT_WORK = 2  # the first is that of submitting
@@ -97,7 +97,7 @@ class Metrics:
 
     def observe(self, scope: Scope, status: int, seconds: float) -> None:
         """One request was answered."""
-        method = scope["method"] if scope["method"] in _METHODS else "other"
+        method = scope["method"] if scope["method"] in METHODS else "other"
         route = getattr(scope.get("route"), "path", "none")
         if route != "none" and b"wait=" in scope.get("query_string", b""):
             route += _LONG_POLL

@@ -16,7 +16,7 @@ from curator import logs, tracing
 REQUEST_ID = "X-Request-Id"
 _FORM = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _UNTRACED = ("/livez", "/readyz", "/metrics", "/static/")
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 class Observed:
@@ -43,7 +43,7 @@ class Observed:
             if scope["path"].startswith(_UNTRACED):
                 await self._app(scope, receive, answer)
                 return
-            method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
+            method = _method(scope)
             attributes = {
                 "http.request.method": method, "url.scheme": scope["scheme"],
                 "network.protocol.version": scope["http_version"], "curator.request.id": request_id,
@@ -58,4 +58,8 @@ class Observed:
 def answered(scope: Scope, status: int) -> None:
     """Complete the current request's span: its route is known only now."""
     route = getattr(scope.get("route"), "path", None)
-    tracing.describe_request(scope["method"], route, status)
+    tracing.describe_request(_method(scope), route, status)
+
+
+def _method(scope: Scope) -> str:
+    return str(scope["method"]) if scope["method"] in METHODS else "_OTHER"

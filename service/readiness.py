@@ -67,8 +67,9 @@ class Readiness:
             return False
 
     def _has_room(self) -> bool:
-        try:
-            return (storage.free_bytes(str(self._settings.data_dir)) or 0) > _LEAST_FREE_BYTES
+        try:  # without the jobs' folder its disk is away, and what has room is the one that it was mounted on
+            jobs_dir = self._settings.jobs_dir
+            return jobs_dir.is_dir() and (storage.free_bytes(str(jobs_dir)) or 0) > _LEAST_FREE_BYTES
         except OSError:
             return False
 

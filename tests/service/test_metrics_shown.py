@@ -137,6 +137,14 @@ def test_a_database_that_is_away_is_told_and_hides_no_other_figure(
     assert {"ready", "storage_free_bytes", "tokens_total"} <= figures and "jobs" not in figures
 
 
+def test_a_disk_that_is_away_is_told_though_the_one_below_has_room(open_services: Callable[..., Services]) -> None:
+    services = open_services()
+    assert services.readiness.checks()["data_dir"]
+    services.settings.jobs_dir.rename(services.settings.jobs_dir.with_name("elsewhere"))
+    services.readiness._until_s = 0.0  # what was known is old
+    assert not services.readiness.checks()["data_dir"]
+
+
 def test_the_log_tells_a_change_of_readiness_once_however_often_it_is_asked(
     open_services: Callable[..., Services], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
