@@ -14,6 +14,7 @@ from curator import storage, tracing
 from curator.cluster import Cluster, Pool, connect
 from curator.errors import CorpusError, OutputError, ShardError
 from curator.frozen import check_engine, check_same_spec, check_vacant, open_plan, write_plan
+from curator.hiding import hide
 from curator.interrupts import heeded
 from curator.job import Calibration, Job
 from curator.manifest import (
@@ -224,7 +225,7 @@ def _map(job: Job, pool: Pool, name: str, stage: Any, tasks: Sequence[Any]) -> l
     if hopeless:
         raise_failures(name, failures, _describe)
     lost = [
-        LostShard(number=shard.number, stage=name, reason=str(failure.failure.error))
+        LostShard(number=shard.number, stage=name, reason=hide(str(failure.failure.error)))
         for failure in failures
         for shard in _shards(failure.task)
         if shard.number not in published
