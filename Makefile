@@ -51,7 +51,7 @@ test-images: setup images ## Run them: hardened, then a cluster whose worker die
 	PYTHON=$(CURDIR)/$(BIN)/python tests/deploy/standins/build.sh
 	$(BIN)/pytest -m images tests/deploy
 
-system: ## What tests need from Debian, where it is not there yet: a browser, nginx, Prometheus, Slurm
+system: ## What tests need from Debian, where it is not there yet: a browser, nginx, Prometheus, a C compiler
 	sh tests/system.sh
 
 chaos: setup ## The short form of all fault tests: kills, lost nodes, files, power, stores, bad input
