@@ -32,6 +32,11 @@ _BUSY_TIMEOUT_MS = 5000
 _TRUSTED_S = 1.0
 _SQLITE_TURN = threading.RLock()  # this process queues up here: SQLite would let it sleep and try again
 _MIGRATIONS = Path(__file__).parent / "migrations"
+_PATIENCE = {
+    "connect_timeout": 10, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+}  # fmt: skip
+"""libpq's, unless the URL says otherwise: a server behind a broken network would else be waited for many minutes."""
 _MIGRATION_LOCK = 0x63757261  # any number, the same in every process
 
 
@@ -71,7 +76,8 @@ def _journal() -> str:
 
 def _make_engine(url: URL) -> Engine:
     if url.get_backend_name() != "sqlite":
-        engine = sa.create_engine(url, pool_size=20, max_overflow=20)
+        patience = {name: value for name, value in _PATIENCE.items() if name not in url.query}
+        engine = sa.create_engine(url, pool_size=20, max_overflow=20, connect_args=patience)
         sa.event.listen(engine, "checkin", _note_use)
         sa.event.listen(engine, "checkout", _check_rested)
         return engine
