@@ -3,7 +3,7 @@
 The plan is deterministic and content-addressed: the same corpus and the same settings give the same `plan_key`,
 whoever plans, so killed and repeated runs find their own work. Every `auto` of the spec is resolved here. Planning
 reads a sample to learn the corpus' bytes per token, and each file once to find line ends (plain) or row counts
-(compressed); memory stays bounded by a block.
+(compressed), several at a time; memory stays bounded by their blocks, and by one wide window of zstd.
 
 Shards hold whole rows, about `shard_tokens` tokens each. A file that can only be streamed and is larger than a shard
 gets shards of its own, which one worker fills in one pass.

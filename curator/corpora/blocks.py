@@ -6,10 +6,11 @@ Trouble of the storage is no damage: it raises StorageError, and the shard can b
 """
 
 import re
+import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, TypeVar
 
 import zstandard
 
@@ -18,11 +19,15 @@ from curator.corpora.rows import Reason
 from curator.errors import CorpusError, StorageError
 
 Compression = Literal["plain", "gzip", "zstd"]
+Result = TypeVar("Result")
 
 BLOCK_BYTES = 1 << 20
 _GZIP_INPUT_BYTES = 1 << 18
 _ZSTD_INPUT_BYTES = 512  # one block of 128 KiB can come from 4 bytes, and zstandard offers no bound on a call's output
-_ZSTD_LARGEST_WINDOW = 1 << 31  # what `zstd --long=31` needs; much of the published web text is packed so
+LARGEST_WINDOW_BYTES = 1 << 31
+"""What unpacking a file of `zstd --long=31` may take; much of the published web text is packed so."""
+_USUAL_WINDOW_BYTES = 1 << 27  # what zstd itself allows unless asked for more
+_wide = threading.Lock()
 
 _GZIP_MAGIC = b"\x1f\x8b\x08"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -42,6 +47,10 @@ class Damage(Exception):
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
+
+
+class _WideWindow(Exception):
+    """A zstd frame needs more memory than was allowed."""
 
 
 def detect_compression(uri: str) -> Compression:
@@ -110,8 +119,25 @@ def plain_blocks(uri: str, start: int = 0, stop: int | None = None, size: int = 
             yield block
 
 
-def unpacked_blocks(uri: str, compression: Compression) -> Iterator[bytes]:
+def read_unpacked(uri: str, compression: Compression, read: Callable[[Iterator[bytes]], Result]) -> Result:
+    """What `read` makes of a whole file's blocks; planning asks for dozens of files at a time.
+
+    Only one of them may take the gigabytes that a wide window needs: where a frame asks for one, `read` is called anew.
+    """
+    try:
+        return read(unpacked_blocks(uri, compression, _USUAL_WINDOW_BYTES))
+    except _WideWindow:
+        with _wide:
+            return read(unpacked_blocks(uri, compression))
+
+
+def unpacked_blocks(uri: str, compression: Compression, window_bytes: int = LARGEST_WINDOW_BYTES) -> Iterator[bytes]:
     """The decompressed bytes of a whole file, in blocks of about a megabyte or less.
+
+    Args:
+        uri: the file.
+        compression: how it is packed.
+        window_bytes: most memory for what a zstd frame refers back to.
 
     Raises:
         Damage: after the last readable byte, when the rest cannot be read.
@@ -120,7 +146,7 @@ def unpacked_blocks(uri: str, compression: Compression) -> Iterator[bytes]:
     if compression == "gzip":
         return _gunzip(plain_blocks(uri, size=_GZIP_INPUT_BYTES))
     if compression == "zstd":
-        return _unzstd(plain_blocks(uri))
+        return _unzstd(plain_blocks(uri), window_bytes)
     return plain_blocks(uri)
 
 
@@ -160,9 +186,9 @@ def _salvage(member: "zlib._Decompress", chunk: bytes) -> bytes:
     return bytes(saved)
 
 
-def _unzstd(packed: Iterator[bytes]) -> Iterator[bytes]:
+def _unzstd(packed: Iterator[bytes], window_bytes: int) -> Iterator[bytes]:
     """Decompress zstd frames laid end to end, skippable frames included."""
-    unpacker = zstandard.ZstdDecompressor(max_window_size=_ZSTD_LARGEST_WINDOW)
+    unpacker = zstandard.ZstdDecompressor(max_window_size=window_bytes)
     frame = unpacker.decompressobj()
     started = False
     for block in packed:
@@ -174,6 +200,8 @@ def _unzstd(packed: Iterator[bytes]) -> Iterator[bytes]:
                 try:
                     output = frame.decompress(chunk)
                 except zstandard.ZstdError as error:
+                    if "too much memory" in str(error) and window_bytes < LARGEST_WINDOW_BYTES:
+                        raise _WideWindow from error
                     raise Damage("damaged_file", str(error)) from error
                 started = True
                 chunk = frame.unused_data if frame.eof else b""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from curator import interrupts
-from curator.corpora.blocks import Damage, detect_compression, plain_blocks, unpacked_blocks
+from curator.corpora.blocks import Damage, detect_compression, plain_blocks, read_unpacked, unpacked_blocks
 from curator.corpora.rows import Place
 from curator.data import Extent, SourceFile, Split
 
@@ -51,11 +51,11 @@ def split_lines(source: SourceFile, target_bytes: int) -> Split:
     Reads the file once. A compressed file is `streamed`, and damage in it is found here.
     """
     compression = detect_compression(source.uri)
+    size = source.size_bytes if compression == "plain" else None
     if compression == "plain":
-        blocks, size = plain_blocks(source.uri, size=_PLANNING_BLOCK_BYTES), source.size_bytes
+        parts, damage = _cut(plain_blocks(source.uri, size=_PLANNING_BLOCK_BYTES), target_bytes)
     else:
-        blocks, size = unpacked_blocks(source.uri, compression), None
-    parts, damage = _cut(blocks, target_bytes)
+        parts, damage = read_unpacked(source.uri, compression, lambda blocks: _cut(blocks, target_bytes))
     extents = [
         Extent(
             source=0,

@@ -9,7 +9,7 @@ from typing import Literal
 import pyarrow as pa
 from pydantic import Field
 
-from curator.corpora.blocks import Damage, detect_compression, unpacked_blocks
+from curator.corpora.blocks import Damage, detect_compression, read_unpacked, unpacked_blocks
 from curator.corpora.fields import RowFields
 from curator.corpora.files import list_source_files
 from curator.corpora.lines import Line, read_lines, split_lines
@@ -42,7 +42,7 @@ class TextCorpus(StrictModel):
         size_bytes = 0 if compression != "plain" else source.size_bytes
         try:
             if compression != "plain":
-                size_bytes = sum(map(len, unpacked_blocks(source.uri, compression)))
+                size_bytes = read_unpacked(source.uri, compression, lambda blocks: sum(map(len, blocks)))
         except Damage as cause:
             return Split([], damage=[Place(source.path, None, 0).bad(cause.reason, cause.detail)])
         extent = Extent(source=0, start=0, stop=1, first_row=0, size_bytes=size_bytes)

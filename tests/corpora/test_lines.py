@@ -2,17 +2,22 @@ r"""Lines end with \n alone; any cut of any file gives each line once, and bytes
 
 import gzip
 import random
+import time
 import tracemalloc
 import zlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curator.corpora.blocks import Damage, unpacked_blocks
+from curator.corpora import blocks
+from curator.corpora.blocks import LARGEST_WINDOW_BYTES, Damage, unpacked_blocks
 from curator.corpora.files import list_source_files
 from curator.corpora.lines import iter_lines, read_lines, split_lines
 from curator.errors import CorpusError, StorageError
@@ -175,6 +180,37 @@ def test_a_long_window_can_be_read(new_file: NewFile) -> None:
     parameters = zstandard.ZstdCompressionParameters(window_log=28, compression_level=1, write_content_size=False)
     packed = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
     assert read_back(new_file(packed.compress(CONTENT) + packed.flush())) == (CONTENT, [])
+
+
+def test_planning_unpacks_one_file_with_a_wide_window_at_a_time(
+    new_file: NewFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes as much memory as its window, and dozens of files are planned at once."""
+    content = b"\n".join(b"%d" % i for i in range(2_000))
+    usual = zstandard.compress(content)
+    parameters = zstandard.ZstdCompressionParameters(window_log=28, compression_level=1, write_content_size=False)
+    writer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    wide = writer.compress(content) + writer.flush()
+    under_way, most, real = Counter[int](), Counter[int](), blocks.unpacked_blocks
+
+    def counted(uri: str, compression: Any, window_bytes: int = LARGEST_WINDOW_BYTES) -> Iterator[bytes]:
+        under_way[window_bytes] += 1
+        most[window_bytes] = max(most[window_bytes], under_way[window_bytes])
+        time.sleep(0.02)
+        try:
+            yield from real(uri, compression, window_bytes)
+        finally:
+            under_way[window_bytes] -= 1
+
+    monkeypatch.setattr(blocks, "unpacked_blocks", counted)
+    sources = [
+        list_source_files(new_file(packed, f"{i}"))[0] for i, packed in enumerate([usual, usual + wide, wide] * 3)
+    ]
+    with ThreadPoolExecutor(9) as threads:
+        splits = list(threads.map(lambda source: split_lines(source, 1_000), sources))
+    assert most[LARGEST_WINDOW_BYTES] == 1 < most[1 << 27]
+    for split, times in zip(splits, [1, 2, 1] * 3, strict=True):
+        assert split.damage == [] and sum(extent.size_bytes for extent in split.extents) == times * len(content)
 
 
 def test_a_decompression_bomb_is_read_in_small_blocks(new_file: NewFile) -> None:
