@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from curator import interrupts
+from curator import interrupts, logs
 from curator.errors import ClusterError
 from curator.handout import Handout, Turn
 from curator.progress import Reporter, count_shards
@@ -173,12 +173,27 @@ class ShardMap(Generic[Task, Result]):
         if not failure.error.retryable or (failure.opening and not self._tasks_done):
             raise failure.error
         if turn.attempt <= self._retries:
-            attempts = f"attempt {turn.attempt} of {self._retries + 1}"
-            self._reporter.say(f"{attempts} failed, trying again: {failure.error}")
+            self._tell(turn, failure)
             count_shards(self._reporter, "retried")
             self._handout.put_back(Turn(turn.task, turn.attempt + 1))
         else:
             self._failures.append(ShardFailure(turn.task, turn.attempt, failure))
+
+    def _tell(self, turn: Turn[Task], failure: Failure) -> None:
+        """Say which attempt has failed and where: many failures of one machine point to that machine."""
+        parts = turn.task if isinstance(turn.task, tuple) else (turn.task,)
+        numbers = [part.number for part in parts if hasattr(part, "number")]
+        said = f"attempt {turn.attempt} of {self._retries + 1} failed, trying again: {failure.error}"
+        fields: dict[str, Any] = {}
+        if numbers:
+            last = f" to {numbers[-1]:05d}" if numbers[1:] else ""
+            said = f"shard {numbers[0]:05d}{last}: {said}"
+            fields["shard"] = numbers[0]
+        if failure.worker:
+            said += f" (worker {failure.worker})"
+            fields["worker"] = failure.worker
+        with logs.known(**fields):
+            self._reporter.say(said)
 
     def _poll(self) -> None:
         """Ask every busy actor how far it is, without waiting for the answer; the more there are, the less often."""

@@ -49,12 +49,14 @@ class Failure:
         trace: where.
         opening: the stage could not even be opened.
         unfit: the process is not to be trusted with another task, and whoever started it should end it.
+        worker: host and process where it failed; empty where that is not known.
     """
 
     error: CuratorError
     trace: str
     opening: bool = False
     unfit: bool = False
+    worker: str = ""
 
 
 @dataclass(frozen=True)
@@ -123,11 +125,12 @@ class StageWorker:
                 self._ahead = (upcoming, self._reader.submit(self._stage.load, upcoming))
             return self._stage.run(task, inputs, self._count)
         except CuratorError as error:
-            return Failure(error, traceback.format_exc(), opening, unfit=isinstance(error, EngineDied))
+            unfit = isinstance(error, EngineDied)
+            return Failure(error, traceback.format_exc(), opening, unfit, worker_name())
         except Exception as error:  # a bug or a passing fault, such as a broken device: the driver decides on retrying
             wrapped = ClusterError(describe(error, over_rows=not opening))
             wrapped.retryable = True
-            return Failure(wrapped, traceback.format_exc(), opening, unfit=True)
+            return Failure(wrapped, traceback.format_exc(), opening, unfit=True, worker=worker_name())
 
     def _take_ahead(self, task: Any) -> Any:
         assert self._stage is not None

@@ -1,17 +1,24 @@
 """The map over shards with a crew of plain objects, whose machines come and go as a test wants."""
 
+import io
 import itertools
+import json
+import logging
+import os
+import platform
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from curator import shard_map
 from curator.errors import ScorerError
+from curator.logs import JsonLines, LogReporter
 from curator.progress import Silent
 from curator.shard_map import Seat, ShardMap, failed
-from curator.worker import Failure, ShardFailure
+from curator.worker import Failure, ShardFailure, StageWorker
 
 
 class Crew:
@@ -106,6 +113,59 @@ def test_a_task_that_always_fails_is_given_up_after_its_attempts_and_the_others_
     results, failures = drive(Failing("aab"), range(9), retries=2)
     assert sorted(results) == [0, 1, 2, 4, 5, 6, 7, 8]
     assert [(failure.task, failure.attempts) for failure in failures] == [(3, 3)]
+
+
+@dataclass(frozen=True)
+class Shard:
+    number: int
+
+
+class Breaking:
+    """A stage whose first attempt at anything fails."""
+
+    def __init__(self) -> None:
+        self.tried: set[Any] = set()
+
+    def open(self) -> None:
+        """Nothing to start."""
+
+    def load(self, task: Any) -> None:
+        """Nothing to load."""
+
+    def run(self, task: Any, inputs: None, on_tokens: Callable[[int], None]) -> Any:
+        if task not in self.tried:
+            self.tried.add(task)
+            raise ScorerError("no")
+        return task
+
+
+def test_a_failed_attempt_is_told_with_its_shards_and_its_worker() -> None:
+    worker, stage = StageWorker("."), Breaking()
+
+    class Failing(Crew):
+        def work(self, task: Any) -> Any:
+            return worker.run(1, lambda: stage, task, None)
+
+    handler = logging.StreamHandler(stream := io.StringIO())
+    handler.setFormatter(JsonLines())
+    log = logging.getLogger("curator.progress")
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        one, pass_over_three = Shard(7), (Shard(2), Shard(3), Shard(4))
+        results: list[Any] = []
+        ShardMap(Failing("a"), 1, [one, pass_over_three], LogReporter(), lambda _: 1, results.append).drive()
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+    assert results == [one, pass_over_three]
+    told = [json.loads(line) for line in stream.getvalue().splitlines() if "attempt" in line]
+    where = f"{platform.node()}:{os.getpid()}"
+    assert [(line["message"], line["shard"], line["worker"]) for line in told] == [
+        (f"shard 00007: attempt 1 of 2 failed, trying again: no (worker {where})", 7, where),
+        (f"shard 00002 to 00004: attempt 1 of 2 failed, trying again: no (worker {where})", 2, where),
+    ]
 
 
 @pytest.mark.parametrize("seed", range(20))
