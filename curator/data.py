@@ -112,7 +112,10 @@ class Corpus(Protocol):
         ...
 
     def split(self, source: SourceFile, target_bytes: int) -> Split:
-        """Divide one file into extents of about `target_bytes` of text; never splits a row."""
+        """Divide one file into extents of about `target_bytes` of text; never splits a row.
+
+        Planning calls it for several files at once, in threads.
+        """
         ...
 
     def read(self, source: SourceFile, extents: Sequence[Extent]) -> Iterator[tuple[int, Document | BadRow]]:

@@ -10,8 +10,8 @@ import os
 from pathlib import Path
 
 _durable: set[Path] = set()
-_NOT_OURS = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP)
-"""Of a folder above that is somebody else's, or on a file system without fsync: it was there before us."""
+_NOT_OURS = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EROFS)
+"""Of a folder above that is somebody else's, read-only, or on a file system without fsync: it was there before us."""
 
 
 def sync(path: Path) -> None:
