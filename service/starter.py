@@ -15,7 +15,8 @@ from service.store import Job, Store
 
 LEASE_S = 15.0
 """How long a service holds a job without renewing."""
-_START_AGAIN_S = 5.0
+_START_AGAIN_S, _LONGEST_PAUSE_S = 5.0, 40.0
+"""Doubled with each failure: every attempt is two events of the job, and an outage may last for days."""
 _log = logging.getLogger("curator.service")
 
 
@@ -34,7 +35,7 @@ class Starter:
     ) -> None:
         self._settings, self._store, self._launcher, self._metrics = settings, store, launcher, metrics
         self._on_change, self._owner, self._fail = on_change, owner, fail
-        self._start_after_s = 0.0
+        self._start_after_s, self._pause_s = 0.0, _START_AGAIN_S
 
     def start_waiting(self) -> None:
         """Start jobs until none waits or there is no room."""
@@ -59,6 +60,7 @@ class Starter:
             with _traced(job):
                 JobDirectory(job.directory).advance(job.epoch, {"status": "validating"}, attempt=job.attempt)
                 self._launcher.start(job)
+            self._pause_s = _START_AGAIN_S
         except Superseded:
             return True
         except Exception as error:
@@ -72,7 +74,8 @@ class Starter:
 
     def _postpone(self, job: Job) -> None:
         """Put a job back for which the machine or the cluster had no room now: that must not fail the whole queue."""
-        self._start_after_s = time.monotonic() + _START_AGAIN_S
+        self._start_after_s = time.monotonic() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
         changed = self._store.move(job, "queued", epoch=job.epoch + 1, owner=None, lease_until=None)
         if changed is not None:
             state = {"status": "queued", "reason": "the driver could not be started now; the service tries again"}

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -245,3 +246,23 @@ def test_the_queue_says_how_long_its_oldest_job_waits(open_services: Callable[..
     take(services)
     take(services)
     assert value(services, "queue_oldest_seconds") == 0
+
+
+def test_a_cluster_that_stays_away_is_asked_less_and_less_often(
+    open_services: Callable[..., Services], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services = open_services(max_running_jobs=1)
+    job, starter, pauses = submit(services), services.watcher._starter, []
+
+    def start(job: Job) -> None:
+        if not is_there:
+            raise ConnectionError("no route to the head")
+
+    monkeypatch.setattr(starter._launcher, "start", start)
+    for is_there in (False, False, False, False, False, True):
+        starter._start_after_s = 0.0  # the pause is over
+        starter.start_waiting()
+        pauses.append(round(starter._start_after_s - time.monotonic()))
+    assert pauses[:5] == [5, 10, 20, 40, 40] and starter._pause_s == 5
+    assert found(services, job.id).status == "validating"
+    assert value(services, "start_failures_total") == 5
