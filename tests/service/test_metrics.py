@@ -255,11 +255,11 @@ def test_a_cluster_that_stays_away_is_asked_less_and_less_often(
     job, starter, pauses = submit(services), services.watcher._starter, []
 
     def start(job: Job) -> None:
-        if not is_there:
+        if not there:
             raise ConnectionError("no route to the head")
 
     monkeypatch.setattr(starter._launcher, "start", start)
-    for is_there in (False, False, False, False, False, True):
+    for there in (False, False, False, False, False, True):  # noqa: B007  # `start` looks at it
         starter._start_after_s = 0.0  # the pause is over
         starter.start_waiting()
         pauses.append(round(starter._start_after_s - time.monotonic()))
