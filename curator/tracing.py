@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from curator.hiding import describe
+
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
@@ -62,7 +64,7 @@ def begin(role: Role) -> None:
     except ImportError as error:
         _log.warning("no traces are sent: %s is not installed; install token-curator[otel]", error.name)
     except Exception as error:  # a wrong setting of the exporter must not keep a job from running
-        _log.warning("no traces are sent: %s; check the variables OTEL_*", error)
+        _log.warning("no traces are sent: %s; check the variables OTEL_*", describe(error, over_rows=False))
 
 
 def sends() -> bool:

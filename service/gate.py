@@ -17,6 +17,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from curator.hiding import describe
 from service.auth import answers_at_once, authenticate
 from service.context import Services
 from service.metrics import Metrics
@@ -101,8 +102,8 @@ def _serves(route: BaseRoute, scope: Scope) -> bool:
 
 
 def _explain(error: Exception, request: Request) -> Problem:
-    if isinstance(error, _NO_DATABASE):  # its own text would quote the statement with its values
-        reason = getattr(error, "orig", None) or type(error).__name__
+    if isinstance(error, _NO_DATABASE):
+        reason = describe(error, over_rows=False)  # the driver's words, and never the statement with its values
         _log.error("the database does not answer at %s %s: %s", request.method, request.url.path, reason)
         return Problem(
             503, "unavailable", "the service cannot use its database now; try again", headers={"Retry-After": "1"}

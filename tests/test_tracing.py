@@ -154,6 +154,7 @@ def test_a_collector_out_of_order_costs_three_seconds_at_most_and_one_line(run: 
         ("", {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "'grpc' is not supported; use http/protobuf"),
         ("", {"OTEL_BSP_MAX_QUEUE_SIZE": "-5"}, "check the variables OTEL_*"),
         ("", {"OTEL_EXPORTER_OTLP_COMPRESSION": "rar"}, "Unsupported compression type: rar"),
+        ("from curator import logs; logs.start('json')", {"OTEL_EXPORTER_OTLP_COMPRESSION": "rar"}, "sion type: rar"),
     ],
 )
 def test_what_cannot_be_is_one_warning(

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from starlette.testclient import TestClient
 
 from curator.job_directory import JobDirectory, JobRecord, new_id, now
+from curator.logs import JsonLines
 from service.app import build_app, make_services
 from service.database import writing
 from service.settings import Settings
@@ -71,11 +72,13 @@ def test_pages_lead_to_the_login_whatever_is_accepted(office: Office, method: st
         assert office.anonymous.request(method, path, headers={"Accept": accept}).status_code == 401, path
 
 
-def test_a_database_that_fails_is_told_as_unavailable(office: Office) -> None:
+def test_a_database_that_fails_is_told_as_unavailable(office: Office, caplog: pytest.LogCaptureFixture) -> None:
     with writing(office.services.store.engine) as connection:
         connection.execute(sa.text("ALTER TABLE jobs RENAME TO gone"))
     listed = office.client.get("/v1/jobs")
     assert problem(listed) == (503, "unavailable") and listed.headers["retry-after"] == "1"
+    told = "the database does not answer at GET /v1/jobs: OperationalError: no such table: jobs"
+    assert [JsonLines().format(record) for record in caplog.records if told in JsonLines().format(record)]
     with writing(office.services.store.engine) as connection:
         connection.execute(sa.text("ALTER TABLE keys RENAME TO keys_gone"))
     refused = office.client.get("/v1/jobs")  # fails at asking who this is
