@@ -22,7 +22,7 @@ import curator
 from curator.errors import ClusterError
 from curator.progress import Reporter
 from curator.room import Workers, count_workers, grows_to
-from curator.shard_map import Seat, ShardMap, failed
+from curator.shard_map import Seat, ShardMap, failed, pause_s
 from curator.worker import ShardFailure, Stage, StageWorker, versions
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no network calls that nobody asked for
@@ -33,7 +33,6 @@ import ray.exceptions
 
 _FAILED_STARTS = 5
 """So many in a row, and twice as many as there are seats, mean that no worker will ever come up."""
-_LONGEST_PAUSE_S = 60.0
 _ENVIRONMENT = {
     "ARROW_DEFAULT_MEMORY_POOL": "system",
     "MALLOC_ARENA_MAX": "2",
@@ -137,7 +136,7 @@ class Pool:
         """Pause, longer each time: what dies while it starts, again and again, must not keep a machine busy."""
         self.vacate(seat)
         seat.failed_starts += 1
-        seat.start_s = time.monotonic() + min(2.0**seat.failed_starts / 4, _LONGEST_PAUSE_S)
+        seat.start_s = time.monotonic() + pause_s(seat.failed_starts)
         self._failed_starts += 1
         if self._failed_starts >= max(_FAILED_STARTS, 2 * len(self.seats)):
             raise ClusterError(

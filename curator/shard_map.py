@@ -21,6 +21,9 @@ _ASKED_PER_S = 100
 _SILENT_S = 600.0
 """A worker that has said nothing for so long hangs: an engine may keep Python's lock for minutes while it opens."""
 _NOTICE_S = 30.0
+_FAILED_OPENINGS = 5
+"""So many since the last shard was done, and twice as many as the seats concerned: nobody can open the stage."""
+_LONGEST_PAUSE_S = 60.0
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -34,6 +37,7 @@ class Seat:
         actor: who sits there, up or not.
         greeting: what a new actor was asked first; until it has answered it is given nothing.
         failed_starts: how many in a row died before they answered.
+        failed_openings: how many in a row could not open the stage.
         start_s: when to start the next one.
         asked: how far it is; the question that is open.
         heard_s: when it last said something.
@@ -43,6 +47,7 @@ class Seat:
     actor: Any = None
     greeting: Any = None
     failed_starts: int = 0
+    failed_openings: int = 0
     start_s: float = 0.0
     asked: Any = None
     heard_s: float = 0.0
@@ -106,12 +111,13 @@ class ShardMap(Generic[Task, Result]):
         self._idle: list[Seat] = []
         self._running: dict[Any, tuple[Seat, Turn[Task]]] = {}
         self._failures: list[ShardFailure[Task]] = []
-        self._tasks_done = self._tokens_done = 0
+        self._tasks_done = self._tokens_done = self._failed_openings = 0
         self._next_poll_s, self._notice_s = 0.0, time.monotonic() + _NOTICE_S
 
     def drive(self) -> list[ShardFailure[Task]]:
         """Work until every task is done or has failed for good; the latter."""
         for seat in self._crew.seats:
+            seat.failed_openings = 0
             if seat.actor is not None and seat.greeting is None:
                 self._crew.greet(seat)  # whoever died since the last map must cost no shard an attempt
         while self._handout or self._running:
@@ -147,16 +153,35 @@ class ShardMap(Generic[Task, Result]):
         seat, turn = self._running.pop(reference)
         seat.asked, seat.tokens = None, 0
         outcome = self._crew.answer(reference)
-        if isinstance(outcome, Failure) and outcome.unfit:
-            self._vacate(seat)
-        else:
-            self._idle.append(seat)
         if isinstance(outcome, Failure):
+            self._dismiss(seat, outcome)
             self._retry(turn, outcome)
             return
+        self._idle.append(seat)
+        seat.failed_openings = self._failed_openings = 0
         self._tasks_done += 1
         self._tokens_done += self._tokens_of(outcome)
         self._on_result(outcome)
+
+    def _dismiss(self, seat: Seat, failure: Failure) -> None:
+        """End an actor that failed, if it may not go on.
+
+        Who cannot even open the stage, on a machine with a broken GPU perhaps, is followed later and later: it would
+        use up the attempts of shards that the others can do.
+        """
+        if failure.opening:
+            seat.failed_openings += 1
+            self._failed_openings += 1
+            seat.start_s = time.monotonic() + pause_s(seat.failed_openings)
+        if failure.opening or failure.unfit:
+            self._vacate(seat)
+        else:
+            self._idle.append(seat)
+
+    def _none_can_open(self) -> bool:
+        """Whether all who have tried since the last shard was done have failed, again and again."""
+        concerned = sum(seat.failed_openings > 0 for seat in self._crew.seats)
+        return not self._running and self._failed_openings >= max(_FAILED_OPENINGS, 2 * concerned)
 
     def _vacate(self, seat: Seat) -> None:
         """End the actor; the seat gets a fresh one as soon as there is room.
@@ -170,7 +195,7 @@ class ShardMap(Generic[Task, Result]):
         self._idle.clear()
 
     def _retry(self, turn: Turn[Task], failure: Failure) -> None:
-        if not failure.error.retryable or (failure.opening and not self._tasks_done):
+        if not failure.error.retryable or (failure.opening and (not self._tasks_done or self._none_can_open())):
             raise failure.error
         if turn.attempt <= self._retries:
             self._tell(turn, failure)
@@ -223,6 +248,11 @@ class ShardMap(Generic[Task, Result]):
         elif time.monotonic() > self._notice_s:
             self._notice_s += 10 * _NOTICE_S
             self._reporter.say(f"no worker is up: waiting for the cluster to have {self._crew.needs} free on a machine")
+
+
+def pause_s(failures: int) -> float:
+    """How long to wait after so many failures in a row."""
+    return min(2.0 ** min(failures, 10) / 4, _LONGEST_PAUSE_S)
 
 
 def failed(message: str, *, opening: bool = False) -> Failure:

@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +39,7 @@ class Crew:
     def fill(self) -> None:
         for seat in self.seats:
             room = next((machine for machine in self.spare if machine not in self.down), None)
-            if seat.actor is None and room is not None:
+            if seat.actor is None and room is not None and time.monotonic() >= seat.start_s:
                 seat.actor = [room]
                 self.greet(seat)
 
@@ -68,9 +69,9 @@ class Crew:
         actor, asked = self.held.pop(reference)
         if actor[0] in self.down:
             return failed("the worker died while it held the shard")
-        return 0 if asked == "asked" else self.work(asked)
+        return 0 if asked == "asked" else self.work(actor[0], asked)
 
-    def work(self, task: Any) -> Any:
+    def work(self, machine: str, task: Any) -> Any:
         return task
 
     def _refer(self, actor: Any, asked: Any) -> int:
@@ -107,7 +108,7 @@ def test_workers_that_were_lost_while_they_had_nothing_to_do_cost_no_task_an_att
 
 def test_a_task_that_always_fails_is_given_up_after_its_attempts_and_the_others_are_done() -> None:
     class Failing(Crew):
-        def work(self, task: Any) -> Any:
+        def work(self, machine: str, task: Any) -> Any:
             return Failure(ScorerError("no"), "") if task == 3 else task
 
     results, failures = drive(Failing("aab"), range(9), retries=2)
@@ -143,7 +144,7 @@ def test_a_failed_attempt_is_told_with_its_shards_and_its_worker() -> None:
     worker, stage = StageWorker("."), Breaking()
 
     class Failing(Crew):
-        def work(self, task: Any) -> Any:
+        def work(self, machine: str, task: Any) -> Any:
             return worker.run(1, lambda: stage, task, None)
 
     handler = logging.StreamHandler(stream := io.StringIO())
@@ -166,6 +167,41 @@ def test_a_failed_attempt_is_told_with_its_shards_and_its_worker() -> None:
         (f"shard 00007: attempt 1 of 2 failed, trying again: no (worker {where})", 7, where),
         (f"shard 00002 to 00004: attempt 1 of 2 failed, trying again: no (worker {where})", 2, where),
     ]
+
+
+@pytest.mark.parametrize("unfit", [False, True])
+def test_a_machine_on_which_no_engine_starts_does_not_use_up_the_attempts_of_shards(unfit: bool) -> None:
+    """It fails at once and would take the next shard at once, while the other machine works for a while on each."""
+
+    class Half(Crew):
+        def work(self, machine: str, task: Any) -> Any:
+            return Failure(ScorerError("no GPU"), "", opening=True, unfit=unfit) if machine == "b" else task
+
+        def answered(self, references: Sequence[Any], timeout_s: float) -> list[Any]:
+            time.sleep(0.001)
+            work = {number for number, (actor, asked) in self.held.items() if actor[0] == "a" and asked != "greeting"}
+            late = {number for number, (actor, _) in self.held.items() if actor[0] == "b" and not results}
+            return [r for r in references if r not in late and (r not in work or chance.random() < 0.1)]
+
+    chance, results = random.Random(1), list[int]()
+    crew = Half("ab", spare="b")
+    failures = ShardMap(crew, 1, range(20), Silent(), lambda _: 1, results.append).drive()
+    assert sorted(results) == [*range(20)] and failures == []
+
+
+def test_a_stage_that_nobody_can_open_any_more_ends_the_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Once(Crew):
+        tried = 0
+
+        def work(self, machine: str, task: Any) -> Any:
+            self.tried += 1
+            return Failure(ScorerError("gone"), "", opening=True) if self.tried > 3 else task
+
+    monkeypatch.setattr(shard_map, "_LONGEST_PAUSE_S", 0.01)
+    crew = Once("ab", spare="a")
+    with pytest.raises(ScorerError, match="gone"):
+        drive(crew, range(1_000), retries=3)
+    assert 3 + 5 <= crew.tried <= 3 + 7
 
 
 @pytest.mark.parametrize("seed", range(20))
