@@ -5,6 +5,7 @@ its receipt; a data file without a receipt was left by a killed run and is check
 finished dataset trust the manifest alone, which is created once, after the last shard.
 """
 
+import io
 import os
 import platform
 import resource
@@ -197,10 +198,11 @@ def publish_shard(folder: ShardFolder, staged: Path, receipt: AnyReceipt) -> Any
 
 
 def _is_sound(uri: str, rows: int) -> bool:
+    """Whether a file is whole; a store that cannot give it now has damaged nothing, and raises StorageError."""
+    content = storage.read_bytes(uri)
     try:
-        with storage.open_read(uri) as file:
-            return bool(tables.open_parquet(file).metadata.num_rows == rows)
-    except (pa.ArrowInvalid, OSError):
+        return bool(tables.open_parquet(io.BytesIO(content)).metadata.num_rows == rows)
+    except (pa.ArrowException, OSError):
         return False
 
 
