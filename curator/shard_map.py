@@ -245,7 +245,7 @@ class ShardMap(Generic[Task, Result]):
         """Tell whoever waits for the job what the job waits for."""
         if self._running or self._idle:
             self._notice_s = time.monotonic() + _NOTICE_S
-        elif time.monotonic() > self._notice_s:
+        elif time.monotonic() > self._notice_s and any(seat.greeting is not None for seat in self._crew.seats):
             self._notice_s += 10 * _NOTICE_S
             self._reporter.say(f"no worker is up: waiting for the cluster to have {self._crew.needs} free on a machine")
 

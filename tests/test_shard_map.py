@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -221,3 +221,25 @@ def test_every_task_is_done_once_whatever_machines_come_and_go(seed: int) -> Non
     results, failures = drive(crew, range(40), retries=1_000)
     assert sorted(results) == [*range(40)] and failures == []
     assert crew.lost
+
+
+def test_who_waits_for_a_machine_is_told_once_in_a_while_what_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(Crew):
+        polls = 0
+
+        def answered(self, references: Sequence[Any], timeout_s: float) -> list[Any]:
+            self.polls += 1
+            time.sleep(0.001)
+            return [*references] if self.polls > 100 else []
+
+    class Listening(Silent):
+        said: ClassVar[list[str]] = []
+
+        def say(self, message: str) -> None:
+            self.said.append(message)
+
+    monkeypatch.setattr(shard_map, "_NOTICE_S", 0.01)
+    assert ShardMap(Full("a"), 0, [1], Listening(), lambda _: 1, lambda _: None).drive() == []
+    assert 1 <= len(Listening.said) < 90 and set(Listening.said) == {
+        "no worker is up: waiting for the cluster to have 1 CPUs free on a machine"
+    }
