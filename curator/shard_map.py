@@ -259,4 +259,4 @@ def failed(message: str, *, opening: bool = False) -> Failure:
     """An attempt that failed by no fault of the shard's, in a process that is not to be trusted any more."""
     error = ClusterError(message)
     error.retryable = True
-    return Failure(error, "", opening=opening, unfit=True)
+    return Failure(error, opening=opening, unfit=True)

@@ -7,7 +7,6 @@ import gc
 import os
 import platform
 import threading
-import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -46,14 +45,12 @@ class Failure:
 
     Attributes:
         error: what was raised.
-        trace: where.
         opening: the stage could not even be opened.
         unfit: the process is not to be trusted with another task, and whoever started it should end it.
         worker: host and process where it failed; empty where that is not known.
     """
 
     error: CuratorError
-    trace: str
     opening: bool = False
     unfit: bool = False
     worker: str = ""
@@ -126,11 +123,11 @@ class StageWorker:
             return self._stage.run(task, inputs, self._count)
         except CuratorError as error:
             unfit = isinstance(error, EngineDied)
-            return Failure(error, traceback.format_exc(), opening, unfit, worker_name())
+            return Failure(error, opening, unfit, worker_name())
         except Exception as error:  # a bug or a passing fault, such as a broken device: the driver decides on retrying
             wrapped = ClusterError(describe(error, over_rows=not opening))
             wrapped.retryable = True
-            return Failure(wrapped, traceback.format_exc(), opening, unfit=True, worker=worker_name())
+            return Failure(wrapped, opening, unfit=True, worker=worker_name())
 
     def _take_ahead(self, task: Any) -> Any:
         assert self._stage is not None

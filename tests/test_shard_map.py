@@ -109,7 +109,7 @@ def test_workers_that_were_lost_while_they_had_nothing_to_do_cost_no_task_an_att
 def test_a_task_that_always_fails_is_given_up_after_its_attempts_and_the_others_are_done() -> None:
     class Failing(Crew):
         def work(self, machine: str, task: Any) -> Any:
-            return Failure(ScorerError("no"), "") if task == 3 else task
+            return Failure(ScorerError("no")) if task == 3 else task
 
     results, failures = drive(Failing("aab"), range(9), retries=2)
     assert sorted(results) == [0, 1, 2, 4, 5, 6, 7, 8]
@@ -175,7 +175,7 @@ def test_a_machine_on_which_no_engine_starts_does_not_use_up_the_attempts_of_sha
 
     class Half(Crew):
         def work(self, machine: str, task: Any) -> Any:
-            return Failure(ScorerError("no GPU"), "", opening=True, unfit=unfit) if machine == "b" else task
+            return Failure(ScorerError("no GPU"), opening=True, unfit=unfit) if machine == "b" else task
 
         def answered(self, references: Sequence[Any], timeout_s: float) -> list[Any]:
             time.sleep(0.001)
@@ -195,7 +195,7 @@ def test_a_stage_that_nobody_can_open_any_more_ends_the_map(monkeypatch: pytest.
 
         def work(self, machine: str, task: Any) -> Any:
             self.tried += 1
-            return Failure(ScorerError("gone"), "", opening=True) if self.tried > 3 else task
+            return Failure(ScorerError("gone"), opening=True) if self.tried > 3 else task
 
     monkeypatch.setattr(shard_map, "_LONGEST_PAUSE_S", 0.01)
     crew = Once("ab", spare="a")

@@ -69,7 +69,7 @@ def _attempt(stage: Any, task: Any) -> Any:
     try:
         return stage.run(task, stage.load(task), lambda tokens: None)
     except CuratorError as error:
-        return Failure(error, traceback.format_exc())
+        return Failure(error)
 
 
 @contextmanager
