@@ -84,6 +84,8 @@ class SubprocessLauncher:
         directory = JobDirectory(job.directory)
         command = [sys.executable, "-m", "curator.job_runner", str(job.directory), str(job.epoch)]
         command += ["--heartbeat", str(self._settings.heartbeat_s)]
+        if not os.access(sys.executable, os.X_OK):  # no fault of the job's
+            raise ClusterError(f"the Python of this service, {sys.executable!r}, is gone; restart the service")
         own = (_OWN_VARIABLES, tracing.VARIABLE)
         environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
         with directory.log_path.open("ab") as log:

@@ -110,7 +110,8 @@ def test_the_command_curates_resumes_and_takes_quarantined_rows_for_success(
 
     def run() -> subprocess.CompletedProcess[str]:
         path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
-        return subprocess.run(["/bin/sh", "-c", entrypoint], env={"PATH": path}, capture_output=True, text=True)
+        command = ["/bin/sh", "-c", entrypoint]
+        return subprocess.run(command, env={"PATH": path}, capture_output=True, text=True, timeout=300)
 
     first = run()
     assert first.returncode == 0, first.stdout + first.stderr

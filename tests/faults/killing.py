@@ -132,9 +132,11 @@ class History:
         self._path = path
 
     def lines(self) -> list[dict[str, Any]]:
-        with suppress(FileNotFoundError):
-            return [json.loads(line) for line in self._path.read_text().splitlines()]
-        return []
+        found = []
+        for line in self._path.read_text().splitlines() if self._path.exists() else []:
+            with suppress(json.JSONDecodeError):  # a sitting that was killed may leave half a line
+                found.append(json.loads(line))
+        return found
 
     def kills(self) -> int:
         return sum(len(line["kills"]) for line in self.lines())
@@ -143,7 +145,7 @@ class History:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         line = {"seed": seed, "seconds": round(seconds, 1), **facts, "kills": [asdict(kill) for kill in kills]}
         with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write("\n" + json.dumps(line) + "\n")
 
 
 def within(path: Path, kills: int, sitting_s: float, job: Callable[[int], tuple[list[Kill], dict[str, Any]]]) -> int:
