@@ -37,20 +37,19 @@ class ParquetSource:
         file: the reader; extension types appear as their storage.
         schema: columns of the file; a field that had an extension type is marked in its metadata.
         groups: row numbers [start, stop) of the row groups.
-        footer: its Thrift bytes, for `chunks`.
+        places: what the footer's bytes say of the column chunks, for `chunks`; or why they cannot be decoded.
     """
 
     file: pq.ParquetFile
     schema: pa.Schema
     groups: list[tuple[int, int]]
-    footer: bytes
+    places: list[list[ColumnChunk]] | ValueError
 
     def chunks(self) -> list[list[ColumnChunk]]:
         """The column chunks of each row group; raises Damage."""
-        try:
-            return column_chunks(self.footer)
-        except ValueError as error:
-            raise Damage("damaged_file", str(error)) from error
+        if isinstance(self.places, ValueError):
+            raise Damage("damaged_file", str(self.places)) from self.places
+        return self.places
 
 
 @contextmanager
@@ -64,12 +63,13 @@ def open_parquet(uri: str) -> Iterator[ParquetSource]:
     with storage.open_read(uri) as handle:
         with reading(uri):
             footer = _read_footer(handle)
+        places = _places_of_chunks(footer)
         try:
             metadata = _parse_footer(_without_extensions(footer))
             file = pq.ParquetFile(
                 handle,
                 metadata=metadata,
-                buffer_size=_READ_BYTES,
+                buffer_size=_buffer_bytes(places),
                 pre_buffer=False,
                 page_checksum_verification=True,
                 arrow_extensions_enabled=False,
@@ -81,7 +81,7 @@ def open_parquet(uri: str) -> Iterator[ParquetSource]:
         for index in range(metadata.num_row_groups):
             start, stop = stop, stop + metadata.row_group(index).num_rows
             groups.append((start, stop))
-        yield ParquetSource(file, schema, groups, footer)
+        yield ParquetSource(file, schema, groups, places)
 
 
 def _read_footer(handle: BinaryIO) -> bytes:
@@ -99,6 +99,25 @@ def _read_footer(handle: BinaryIO) -> bytes:
         raise Damage("damaged_file", f"its footer claims {length} bytes, more than the file has")
     handle.seek(size_bytes - _TAIL_BYTES - length)
     return handle.read(length)
+
+
+def _places_of_chunks(footer: bytes) -> list[list[ColumnChunk]] | ValueError:
+    try:
+        return column_chunks(footer)
+    except ValueError as error:
+        return error
+
+
+def _buffer_bytes(places: list[list[ColumnChunk]] | ValueError) -> int:
+    """Column chunks of a usual size are read whole (0), larger ones through a buffer.
+
+    Behind a buffer Arrow takes, and fills, as much memory as a page's header claims, up to 2 GB: a few damaged bytes.
+    Of a chunk that was read it takes no more than is there.
+    """
+    if isinstance(places, ValueError):
+        return _READ_BYTES
+    largest = max((chunk.stop - chunk.start for group in places for chunk in group), default=0)
+    return 0 if largest <= _READ_BYTES else _READ_BYTES
 
 
 def _parse_footer(footer: bytes) -> Any:

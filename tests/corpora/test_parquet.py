@@ -87,6 +87,22 @@ def test_a_damaged_row_group_costs_its_rest_alone(tmp_path: Path, read_all: Any,
     assert missing == list(range(len(kept) - 3000, 6000))
 
 
+def test_what_a_damaged_page_claims_to_be_takes_no_memory(tmp_path: Path, read_all: Any) -> None:
+    """Its header says 1 GiB, in five bytes, of a file of some kB; Arrow's pool must never have been asked for that."""
+    uri = write(tmp_path, numbered(100), use_dictionary=False, compression="none")
+    content = bytearray(Path(uri).read_bytes())
+    start = pq.read_metadata(uri).row_group(0).column(0).data_page_offset
+    size = b"\x80\x80\x80\x80\x08"  # 2**30 in Thrift's compact form: zigzag, seven bits to a byte, lowest first
+    header = b"\x15\x00\x15" + size + b"\x15" + size + b"\x2c\x15\xc8\x01\x15\x00\x15\x06\x15\x06\x00\x00"
+    content[start : start + len(header)] = header
+    Path(uri).write_bytes(content)
+    pool = pa.default_memory_pool()
+    most_bytes = max(pool.max_memory(), 2**26)
+    rows, damage = read_all(ParquetCorpus(uri=uri))
+    assert damage == [] and [row.reason for row in bad(rows)] == ["damaged_file"] and str(2**30) in rows[0].detail
+    assert pool.max_memory() <= most_bytes
+
+
 def test_a_failing_storage_is_not_called_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = ParquetCorpus(uri=write(tmp_path, numbered(5000)))
     (source,) = corpus.list_sources()
