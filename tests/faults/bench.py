@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -35,6 +36,11 @@ class Bench:
     @property
     def out(self) -> Path:
         return self.folder / "disk" / "made" / "out"
+
+    @property
+    def kept(self) -> Path:
+        """A copy of what the undisturbed job has written: `out` is what the latest job left."""
+        return self.folder / "kept"
 
     @property
     def log(self) -> Path:
@@ -83,6 +89,7 @@ class Bench:
         (outcome,) = self.ask([{"fault": "none", "at": 0}], record=True)
         assert outcome["first"]["ended"] == "done" and outcome["left"]["problems"] == [], outcome
         assert outcome["left"] == outcome["found"]
+        shutil.copytree(self.out, self.kept)
         return outcome
 
     def complaints(self, outcome: Outcome) -> list[str]:

@@ -39,7 +39,7 @@ def test_the_record_tells_what_is_on_the_disk(bench: Any, power: ModuleType, ope
         disk.apply(operation)
     (out,) = [entry.entries["out"] for name, entry in disk.root.entries.items() if name == "made"]
     files = dict(_walk(out, Path()))
-    there = {path.relative_to(bench.out): path.read_bytes() for path in bench.out.rglob("*") if path.is_file()}
+    there = {path.relative_to(bench.kept): path.read_bytes() for path in bench.kept.rglob("*") if path.is_file()}
     assert files == there
 
 

@@ -137,12 +137,12 @@ def _digests(output: str) -> list[str]:
 def test_a_job_on_a_store_that_fails_in_every_way_ends_with_the_same_shards(
     proxy: Any, stores: ModuleType, root: str, here: None, make_spec: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    spec = make_spec(rows=12, shard_tokens=4_000, run={"retries": 3})
+    spec = make_spec(rows=6, shard_tokens=4_000, run={"retries": 3})
     curate(parse_spec(spec))
     expected = _digests(str(tmp_path / "out"))
     proxy.rules = [
         stores.Rule("PUT", ".", "lost", once_each=True),
-        stores.Rule("GET", ".", "status", status=503, times=12),
+        stores.Rule("GET", ".", "status", status=503, times=6),
         stores.Rule("GET", "parquet", "half", times=3),
         stores.Rule("PUT", "parquet", "status", status=409, times=2),
         stores.Rule("*", ".", "reset", times=4),

@@ -4,6 +4,7 @@ The target's own inputs are in targets.py; what the fuzzer finds interesting is 
 the time is up, and with the input that failed in FOLDER and a traceback when a promise was broken.
 """
 
+import resource
 import sys
 from pathlib import Path
 
@@ -12,6 +13,14 @@ import atheris
 sys.path.insert(0, str(Path(__file__).parent))
 with atheris.instrument_imports(include=["curator", "service", "targets"]):
     from targets import TARGETS, broken
+
+
+LARGEST_STEP_MB = 300
+"""What one input may take; libFuzzer has a limit too, looks once a second, and names the input of that moment."""
+
+
+def peak_mb() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 
 
 def main() -> None:
@@ -25,10 +34,12 @@ def main() -> None:
             (corpus / f"{target}-{j}").write_bytes((bytes([i]) if name == "all" else b"") + seed)
 
     def fuzz(data: bytes) -> None:
+        before_mb = peak_mb()
         if name != "all":
             targets[name][0](data)
         elif data:
             targets[chosen[data[0] % len(chosen)]][0](data[1:])
+        assert peak_mb() < before_mb + LARGEST_STEP_MB, f"{len(data)} bytes took {peak_mb() - before_mb} MB"
 
     limits = [
         f"-max_total_time={seconds}",
