@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 _OPERATIONS = runpy.run_path(str(Path(__file__).with_name("operations.py")))
 ABSENT = _OPERATIONS["ABSENT"]
 JobSpec = Callable[..., dict[str, Any]]
-VARYING = ("date", "content-length", "link")
+VARYING = ("date", "content-length", "link", "x-request-id")
 
 
 @dataclass
