@@ -7,7 +7,7 @@ image=${1:?name the image to make, such as local/python-slim:bookworm}
 root=$(mktemp -d)
 trap 'rm -rf "$root" "$root.log"' EXIT
 debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates,tzdata,netbase bookworm "$root" \
-    "${DEBIAN_MIRROR:-http://deb.debian.org/debian}" > "$root.log" || { tail -20 "$root.log" >&2; exit 1; }
+    ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} > "$root.log" || { tail -20 "$root.log" >&2; exit 1; }
 rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/var/log/* \
     "$root"/usr/share/man/* "$root"/usr/share/locale/* "$root"/var/cache/debconf/*-old
 find "$root/usr/share/doc" -type f ! -name copyright -delete # the licences stay: whoever passes the image on needs them

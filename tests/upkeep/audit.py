@@ -42,7 +42,7 @@ def judge_advisories(status: int, output: str, errors: str) -> Answer:
     if len(unknown) == len(packages):
         lines.append(
             f"NOT AUDITED, nothing is known of vulnerabilities: the package index gave advisories for none of "
-            f"{len(packages)} packages; run this where pypi.org itself can be reached"
+            f"{len(packages)} packages; run this where the advisory service can be reached"
         )
     elif unknown:
         lines.append(f"NOT AUDITED: {len(unknown)} of {len(packages)} packages: {', '.join(unknown)}")

@@ -75,7 +75,7 @@ def test_advisories(audit: ModuleType, packages: list[dict[str, Any]], passed: b
 
 
 def test_an_advisory_service_that_cannot_be_reached_is_no_clean_bill(audit: ModuleType) -> None:
-    answer = audit.judge_advisories(1, "", "Traceback\nConnectionError: Failed to resolve 'pypi.org'")
+    answer = audit.judge_advisories(1, "", "Traceback\nConnectionError: Failed to resolve 'advisories.example'")
     assert not answer.passed and "NOT AUDITED" in answer.text and "Failed to resolve" in answer.text
 
 
