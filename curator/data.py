@@ -159,6 +159,10 @@ class ModelConfig(StrictModel):
         """What `engine_version` would be, were the model planned here and now; None = not known at no cost."""
         return None
 
+    def weights_here(self) -> str | None:
+        """The `weights_digest` of weights that lie here and may change in place; None = there are none."""
+        return None
+
 
 class ModelIdentity(StrictModel):
     """Which model this is, exactly: resolved and frozen at planning, part of the model's stage key."""

@@ -74,8 +74,15 @@ def check_same_spec(plan: Plan, spec: CurationSpec, content: str = "dataset") ->
 
 
 def check_engine(plan: Plan, spec: CurationSpec, name: str) -> None:
-    """Raise OutputError if shards scored now would come from another version of the engine than the plan names."""
+    """Raise OutputError if shards scored now would come from other weights or another engine's version than planned."""
     planned = plan.models[name]
+    weights = spec.models[name].weights_here()
+    if weights not in (None, planned.weights_digest):
+        raise OutputError(
+            f"models.{name}: the weights of {planned.id!r} have changed since {spec.output.uri!r} was planned: their "
+            f"digest was {planned.weights_digest} and is now {weights}; restore those weights to finish this output, "
+            "or choose another output.uri (with the same `work`, its tokens are used again)"
+        )
     here = spec.models[name].version_here(planned)
     if here not in (None, planned.engine_version):
         raise OutputError(

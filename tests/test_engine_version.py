@@ -1,14 +1,18 @@
-"""An output that was planned with one version of an engine is not finished by another."""
+"""An output that was planned with one version of an engine, and one model's weights, is not finished by others."""
 
+import hashlib
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from curator import parse_spec, pipeline
 from curator.data import ModelIdentity
-from curator.errors import OutputError
+from curator.errors import OutputError, ScorerError
 from curator.frozen import find_plan, open_plan
 from curator.job import Job
 from curator.manifest import RECEIPTS
@@ -59,6 +63,60 @@ def test_an_output_whose_scores_are_all_there_is_finished_by_any_version(
         Path(folder.uri(shard.number)).touch()
     monkeypatch.setattr(bigram, "_ENGINE_VERSION", "2")
     assert score(job, "base") == []
+
+
+def published_digest(file: Path) -> str:
+    """As documented: sha256 over the lines `<sha256 of the file>  <file name>`, of which there is one."""
+    line = f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n"
+    return hashlib.sha256(line.encode()).hexdigest()
+
+
+def test_weights_that_changed_in_place_are_refused_and_those_restored_go_on(
+    make_spec: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    shutil.copytree(Path(bigram.__file__).parent / "bigram_model", tmp_path / "own")
+    counts = tmp_path / "own" / "counts.npz"
+    models = {"reference": {"engine": "bigram", "model": str(tmp_path / "own")}, "base": {"engine": "bigram"}}
+    spec = parse_spec(make_spec(rows=20, models=models))
+    open_plan(spec)
+    before, digest = counts.read_bytes(), published_digest(counts)
+    with np.load(counts) as stored:
+        arrays = dict(stored)
+    arrays["unigram"][7] += 1
+    np.savez(counts, **arrays)
+    with pytest.raises(OutputError) as caught:
+        score(Job(spec, find_plan(spec)), "reference")
+    for part in (f"models.reference: the weights of '{tmp_path}/own'", digest, published_digest(counts), "restore"):
+        assert part in str(caught.value)
+    with pytest.raises(Started):
+        score(Job(spec, find_plan(spec)), "base")
+    counts.write_bytes(before)
+    with pytest.raises(Started):
+        score(Job(spec, find_plan(spec)), "reference")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda place: TransformersModel(engine="transformers", model=place),
+        lambda place: VllmModel(engine="vllm", model=place),
+        lambda place: AutoModel(engine="auto", model=place),
+    ],
+)
+def test_every_local_engine_knows_the_weights_that_lie_here(model: Any, tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"some weights")
+    (tmp_path / "one.gguf").write_bytes(b"other weights")
+    assert model(str(tmp_path)).weights_here() == published_digest(weights)
+    assert model(str(tmp_path / "one.gguf")).weights_here() == published_digest(tmp_path / "one.gguf")
+    at = weights.stat()
+    weights.write_bytes(b"SOME weights")
+    os.utime(weights, ns=(at.st_atime_ns, at.st_mtime_ns))  # as a copy that keeps times would
+    assert model(str(tmp_path)).weights_here() == published_digest(weights)
+    assert model("org/name").weights_here() is None, "a hub model is fixed by its revision"
+    weights.unlink()
+    with pytest.raises(ScorerError, match="has no weights"):
+        model(str(tmp_path)).weights_here()
 
 
 INSTALLED: dict[str, str | None] = {"transformers": "5.1.0", "torch": "2.9.0+cpu", "vllm": "0.20.1"}

@@ -67,6 +67,11 @@ class BigramModel(ModelConfig):
         """As `identify` says."""
         return self._version()
 
+    def weights_here(self) -> str | None:
+        """Of the counts as they are now."""
+        counts = self._folder() / "counts.npz"
+        return digest_weights([counts]) if counts.is_file() else None
+
     def build(self, identity: ModelIdentity, threads: int) -> Scorer:
         """Build the table of log-probs; `threads` is not used."""
         counts = _read_counts(self._folder())

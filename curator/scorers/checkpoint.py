@@ -61,6 +61,18 @@ def inspect_checkpoint(model: str, revision: str | None) -> Checkpoint:
     return _inspect_hub(model, revision)
 
 
+def digest_local(model: str) -> str | None:
+    """The `weights_digest` of a directory or .gguf file as it is now; None for any other model.
+
+    Raises:
+        ScorerError: the directory lacks weights.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return digest_weights(_weight_files(path))
+    return digest_weights([path]) if path.is_file() and path.suffix == ".gguf" else None
+
+
 # ------------------------------------------------------------------------------------------------ a directory
 
 

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from curator.data import IntArray, ModelConfig, ModelIdentity
 from curator.errors import ScorerError
-from curator.scorers.checkpoint import Checkpoint, inspect_checkpoint
+from curator.scorers.checkpoint import Checkpoint, digest_local, inspect_checkpoint
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 HeadPrecision = Literal["exact", "rounded"]
@@ -43,6 +43,10 @@ class LocalModel(ModelConfig):
             return None
         _, comma, way = planned.engine_version.partition(", ")
         return f"{versions_of(planned.engine, *self.packages)}{comma}{way}"
+
+    def weights_here(self) -> str | None:
+        """Of a directory or .gguf file, as it is now; a hub model is fixed by its revision."""
+        return digest_local(self.model)
 
     def identify_checkpoint(self, engine: str, engine_version: str) -> ModelIdentity:
         """Check that the checkpoint is whole and safe, and resolve revision, dtype and context; loads no weights."""

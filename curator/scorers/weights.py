@@ -7,6 +7,7 @@ It depends on the files' contents and names, never on where they lie: a hub mode
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 
@@ -26,5 +27,12 @@ def _digest_file(file: Path) -> str:
     real = file.resolve()
     if real.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", real.name):
         return real.name
+    found = real.stat()
+    return _read_digest(real, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
+
+
+@lru_cache(maxsize=1024)
+def _read_digest(file: Path, version: tuple[int, ...]) -> str:
+    """Read once by a process: a run asks when it plans, and again before it scores."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
