@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import curator
+from curator import remains
 from curator.errors import ClusterError
 from curator.progress import Reporter
 from curator.room import Workers, count_workers, grows_to
@@ -237,10 +238,13 @@ def _joined(address: str | None) -> Iterator[None]:
     else:
         options["runtime_env"] = {"py_modules": [os.path.dirname(curator.__file__)]}
     try:
-        ray.init(address=address, **options)
+        context = ray.init(address=address, **options)
     except Exception as error:  # Ray raises some as bare Exception, such as that its node took too long to start
         raise ClusterError(f"cannot reach Ray at {address!r}: {error}; check run.address and RAY_ADDRESS") from error
+    own = str(context.address_info["session_dir"]) if address == "local" else None
     try:
         yield
     finally:
+        left = remains.family(own) if own else []
         ray.shutdown()
+        remains.end(left)

@@ -15,7 +15,7 @@ from curator import read_manifest, verify
 
 pytestmark = pytest.mark.slow
 RAY = Path(sys.executable).with_name("ray")
-PORT, DASHBOARD_PORT, CLIENT_PORT, AGENT_PORT = 46379, 48265, 48001, 48365
+PORT, DASHBOARD_PORT, CLIENT_PORT, AGENT_PORT = 21379, 21265, 21001, 21365  # none that a client may be given
 NOT_READY = ("No available agent", "Failed to connect")
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {
     "RAY_AUTH_MODE": "disabled",

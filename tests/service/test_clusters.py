@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 RAY = Path(sys.executable).with_name("ray")
-PORT, DASHBOARD_PORT, CLIENT_PORT, AGENT_PORT = 46479, 48366, 48101, 48465
+PORT, DASHBOARD_PORT, CLIENT_PORT, AGENT_PORT = 20479, 20366, 20101, 20465  # none that a client may be given
 WORKER_PORTS = ("--min-worker-port=23000", "--max-worker-port=23999")  # not those of another head on this machine
 
 
@@ -35,13 +36,12 @@ def ray_head(tmp_path: Path) -> Iterator[str]:
     with (tmp_path / "head.log").open("wb") as log:
         head = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{DASHBOARD_PORT}"
-    deadline_s = time.monotonic() + 90
+    deadline_s = time.monotonic() + 180
     while True:
-        try:
+        with suppress(httpx.TransportError):
             if httpx.get(f"{address}/api/jobs/").status_code == 200:
                 break
-        except httpx.TransportError:
-            assert time.monotonic() < deadline_s, (tmp_path / "head.log").read_text()
+        assert head.poll() is None and time.monotonic() < deadline_s, (tmp_path / "head.log").read_text()
         time.sleep(0.5)
     yield address
     head.terminate()
