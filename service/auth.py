@@ -23,6 +23,7 @@ from service.problems import Problem
 SESSION_COOKIE = "curator_session"
 CSRF_HEADER = "X-CSRF-Token"
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+_SHOWN = {"read", "admin"}  # scopes that pages are for
 _FORMS = ("/logout",)  # plain forms, which hold the token themselves
 _bearer = HTTPBearer(auto_error=False, description="An API key: `Authorization: Bearer tc_...`")
 
@@ -84,10 +85,12 @@ def _check_csrf(request: Request, token: str) -> None:
         raise Problem(403, "csrf", f"a browser's request that changes something needs the header {CSRF_HEADER}")
 
 
-def _require(scope: Scope) -> object:
+def _require(scope: Scope, *others: Scope) -> object:
+    enough = {scope, *others}
+
     async def check(request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> Principal:
         principal: Principal = request.state.principal  # the gate has put it there, or refused
-        if scope not in principal.scopes:
+        if not enough & principal.scopes:
             raise Problem(403, "scope", f"this key has no scope {scope!r}; use one that has it")
         return principal
 
@@ -97,15 +100,16 @@ def _require(scope: Scope) -> object:
 Reader = Annotated[Principal, _require("read")]
 Writer = Annotated[Principal, _require("write")]
 Admin = Annotated[Principal, _require("admin")]
+Scraper = Annotated[Principal, _require("metrics", "admin")]
 
 
 # ------------------------------------------------------------------------------------------------ browsers
 
 
 def open_session(context: Services, key_text: str) -> tuple[str, Principal] | None:
-    """Sign a browser in; returns the cookie's token, or None if the key is not valid."""
+    """Sign a browser in; returns the cookie's token, or None if the key is not valid, or if no page is for it."""
     key = context.keys.find(key_text)
-    if key is None:
+    if key is None or not _SHOWN & set(key.scopes):
         return None
     return context.keys.open_session(key, context.settings.session_hours), as_principal(key, session=True)
 

@@ -19,8 +19,9 @@ from sqlalchemy.engine import Engine
 from service.database import reading, writing
 from service.tables import keys, sessions
 
-Scope = Literal["read", "write", "admin"]
-SCOPES: tuple[Scope, ...] = ("read", "write", "admin")
+Scope = Literal["read", "write", "admin", "metrics"]
+FIRST_SCOPES: tuple[Scope, ...] = ("read", "write", "admin")
+"""Of the key that is shown at the first start; `admin` reads the figures, too."""
 TENANT_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 _PREFIX = "tc_"
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"

@@ -125,7 +125,7 @@ class NewKeyModel(BaseModel):
 
     name: str = Field(default="key", min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")
     tenant: str = Field(pattern=TENANT_PATTERN)
-    scopes: list[Scope] = Field(default=["read", "write"], min_length=1, max_length=3)
+    scopes: list[Scope] = Field(default=["read", "write"], min_length=1, max_length=4)
     expires_in_days: float | None = Field(default=None, gt=0, le=36500)
 
 

@@ -15,7 +15,7 @@ from curator.hiding import keep_secret
 from curator.job_directory import DEFAULT_TENANT
 from service.app import build_app, make_services
 from service.context import Services
-from service.keys import SCOPES
+from service.keys import FIRST_SCOPES
 from service.settings import Settings
 
 _STOP_WITHIN_S = 5
@@ -46,7 +46,7 @@ def serve(settings: Settings, *, reindex: bool = False, new_key: bool = False) -
         else:
             services.discovery.discover()  # so that the first answers know what was there; the rest follows
         if new_key or not services.keys.all():
-            _, text = services.keys.create(DEFAULT_TENANT, "first key", SCOPES)
+            _, text = services.keys.create(DEFAULT_TENANT, "first key", FIRST_SCOPES)
             print(f"API key: {text}", flush=True)
         _run(services, listener)
 

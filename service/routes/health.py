@@ -5,7 +5,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
-from service.auth import Admin
+from service.auth import Scraper
 from service.context import Context
 from service.problems import Problem, responses
 
@@ -33,6 +33,6 @@ def readyz(context: Context) -> Response:
 
 
 @router.get("/metrics", operation_id="metrics", response_class=Response, responses=responses(401, 403, 429))
-def metrics(context: Context, principal: Admin) -> Response:
-    """Figures for Prometheus; needs a key with scope admin."""
+def metrics(context: Context, principal: Scraper) -> Response:
+    """Figures for Prometheus; needs a key with scope metrics, which can do nothing else, or admin."""
     return Response(context.metrics.expose(context.readiness.checks()), media_type=CONTENT_TYPE_LATEST)

@@ -146,7 +146,9 @@ def show_jobs(
     request: Request, context: Context, principal: Visitor, name: str = "", status: str = "", kind: str = "",
     before: str = "",
 ) -> Response:  # fmt: skip
-    """The list of jobs, and the form for a new one."""
+    """The list of jobs, and the form for a new one; to those who may not read jobs, the page of keys."""
+    if "read" not in principal.scopes:
+        return RedirectResponse("/keys", 303)
     filters = {
         "name": name[:200].replace("\0", ""),
         "status": status if status in STATUSES else "",
@@ -238,7 +240,9 @@ def read_spec_text(principal: Reader, body: Annotated[bytes, Depends(_spec_text)
 
 
 def _find(context: Services, principal: Principal, job_id: str) -> Job | None:
-    """The tenant's job; None for what is no id at all, too."""
+    """The tenant's job; None for what is no id at all, and for a key that may not read jobs."""
+    if "read" not in principal.scopes:
+        return None
     try:
         return find_job(context, principal, job_id) if re.match(JOB_ID_PATTERN, job_id) else None
     except Problem:

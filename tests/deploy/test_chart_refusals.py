@@ -50,7 +50,7 @@ _REFUSED = {
     "an ingress without a host": ({"ingress": {"enabled": True}}, "ingress.host"),
     "an ingress that is shut out": ({"ingress": {"enabled": True, "host": "a.example"}}, "networkPolicy.from"),
     "a port that is shut": ({"service": {"type": "LoadBalancer"}}, "service.type is LoadBalancer"),
-    "metrics without a key": ({"monitoring": {"serviceMonitor": {"enabled": True}}}, "scope admin"),
+    "metrics without a key": ({"monitoring": {"serviceMonitor": {"enabled": True}}}, "scope metrics"),
     "root": ({"podSecurity": {"user": 0}}, "user"),
 }  # fmt: skip
 

@@ -1,6 +1,6 @@
 """The operations of the OpenAPI document, ready to be called: a test that goes through them misses no new endpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,18 @@ class Operation:
     @property
     def admin(self) -> bool:
         """Whether it is the operator's."""
-        return self.path.startswith("/v1/keys") or self.path == "/metrics"
+        return self.path.startswith("/v1/keys")
+
+    @property
+    def needed(self) -> str:
+        """The scope that it asks for."""
+        if self.path == "/metrics":
+            return "metrics"
+        return "admin" if self.admin else "write" if self.changes else "read"
+
+    def may_be_called(self, scopes: Collection[str]) -> bool:
+        """Whether a key of these scopes may: figures are also the operator's."""
+        return not self.protected or self.needed in scopes or (self.path == "/metrics" and "admin" in scopes)
 
     def url(self, ids: Mapping[str, str] = ABSENT) -> str:
         """The path with ids in it, and whatever its query must have."""

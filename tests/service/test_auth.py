@@ -188,7 +188,7 @@ def standing(shared: Any, job_spec: Callable[..., dict[str, Any]]) -> dict[str, 
     return {"job_id": job["id"], "upload_id": upload["id"], "key_id": key_id, "owner": owner}
 
 
-@pytest.mark.parametrize("scopes", [["read"], ["write"], ["admin"], ["read", "write"]])
+@pytest.mark.parametrize("scopes", [["read"], ["write"], ["admin"], ["metrics"], ["read", "write"]])
 def test_a_key_does_what_its_scopes_say_and_no_more(
     shared: Any, operations: list[Any], standing: dict[str, str], scopes: list[str]
 ) -> None:
@@ -197,13 +197,12 @@ def test_a_key_does_what_its_scopes_say_and_no_more(
     refused = 0
     with shared.client(key) as client:
         for operation in operations:
-            needed = "admin" if operation.admin else "write" if operation.changes else "read"
-            if not operation.protected or needed in scopes:
+            if operation.may_be_called(scopes):
                 continue
             answer = client.request(operation.method, operation.url(standing), content=b"{}")
             assert answer.status_code == 403, (operation, answer.text)
             assert answer.json()["type"] == "urn:curator:problem:scope"
-            assert answer.json()["detail"] == f"this key has no scope {needed!r}; use one that has it"
+            assert answer.json()["detail"] == f"this key has no scope {operation.needed!r}; use one that has it"
             refused += 1
     assert refused >= 4
     assert look(shared, standing["owner"]) == before
@@ -214,6 +213,38 @@ def look(service: Any, owner: str) -> tuple[Any, ...]:
     with service.client(owner) as client, service.client() as admin:
         keys = [key["id"] for key in admin.get("/v1/keys").json()["data"] if key["revoked_at"] is None]
         return client.get("/v1/jobs").json(), client.get("/v1/uploads").json(), keys
+
+
+def test_a_key_of_prometheus_reads_the_figures_and_nothing_else(shared: Any, operations: list[Any]) -> None:
+    key = shared.new_key("delta", "metrics")
+    with shared.client(key) as client, shared.client() as admin:
+        assert "\njobs{" in client.get("/metrics").text
+        assert admin.get("/metrics").status_code == 200  # as ever
+        for operation in operations:
+            if operation.protected and operation.path != "/metrics":
+                assert client.request(operation.method, operation.url(), content=b"{}").status_code == 403, operation
+        for path in ("/", "/keys", "/jobs/job_00000000000000000000000000"):  # a key opens no page, nor a session
+            assert client.get(path).status_code == 303
+        refused = client.post("/login", data={"key": key})
+        assert refused.status_code == 401 and "set-cookie" not in refused.headers
+
+
+def test_pages_of_jobs_need_the_scope_to_read(shared: Any, job_spec: Callable[..., dict[str, Any]]) -> None:
+    """As their endpoints do: what a key may not read by itself, its session does not show."""
+    job = shared.submit(job_spec(name="not-to-be-seen"))
+    shared.wait(job["id"])
+    with httpx.Client(base_url=shared.url) as client:
+        client.post("/login", data={"key": shared.new_key("default", "admin")})
+        assert client.get("/").headers["location"] == "/keys"
+        for path in (f"/jobs/{job['id']}", f"/jobs/{job['id']}/tokens"):
+            answer = client.get(path)
+            assert answer.status_code == 404 and "not-to-be-seen" not in answer.text
+        page = client.get("/keys")
+        assert page.status_code == 200 and ">Jobs</a>" not in page.text
+    for scopes in (("write",), ("metrics",), ("write", "metrics")):  # there is nothing that they could look at
+        with httpx.Client(base_url=shared.url) as client:
+            answer = client.post("/login", data={"key": shared.new_key("default", *scopes)})
+            assert answer.status_code == 401 and "set-cookie" not in answer.headers
 
 
 def test_a_scope_is_asked_for_before_anything_is_looked_up(shared: Any, standing: dict[str, str]) -> None:

@@ -66,7 +66,7 @@ def scrape(tmp_path: Path) -> Iterator[Callable[[Any], Prometheus]]:
         configuration["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
         (scraped,) = configuration["scrape_configs"]
         scraped["static_configs"] = [{"targets": [service.url.removeprefix("http://")]}]
-        (folder / scraped["authorization"]["credentials_file"]).write_text(service.key)
+        (folder / scraped["authorization"]["credentials_file"]).write_text(service.new_key("default", "metrics"))
         (folder / "prometheus.yml").write_text(yaml.safe_dump(configuration))
         shutil.copy(MONITORING / "alerts.yaml", folder)
         with closing(socket.create_server(("127.0.0.1", 0))) as free:
