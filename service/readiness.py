@@ -1,11 +1,16 @@
-"""What the service needs to serve, asked at most every few seconds, however many probes and scrapes there are."""
+"""What the service needs to serve, asked at most every few seconds, however many probes and scrapes there are.
+
+Invariant: whatever hangs, an answer is there after `_BOUND_S`, and at most one thread waits in each check.
+"""
 
 import logging
 import socket
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from http.client import HTTPException
+from typing import TypeVar
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, build_opener
@@ -19,15 +24,21 @@ from service.store import Store
 
 _LEAST_FREE_BYTES = 100 << 20
 _KEPT_S = 2.0
+_BOUND_S = 3.0  # less than the timeout of the chart's and the images' probes
 _RAY_TIMEOUT_S = 2.0
 _RAY_PORT = 6379
 _OWN_RAY = ("auto", "local")
+_Found = TypeVar("_Found")
 _log = logging.getLogger("curator.service")
 _direct = build_opener(ProxyHandler({}))  # a cluster is not behind the proxy that leads outside
 
 
 class Readiness:
-    """The checks, and what they last said; a change is a line of the log, however many strangers ask /readyz."""
+    """The checks, and what they last said; a change is a line of the log, however many strangers ask /readyz.
+
+    Every check runs by itself, and has `_BOUND_S`: a disk or a name server that is mute holds up neither the others
+    nor whoever asks, and is asked again only when it has answered.
+    """
 
     def __init__(self, settings: Settings, store: Store, watcher_alive: Callable[[], bool]) -> None:
         self._settings, self._store = settings, store
@@ -39,17 +50,31 @@ class Readiness:
         if settings.ray_address is not None and settings.ray_address not in _OWN_RAY:
             self._checks["ray"] = self._ray_answers
         self._lock = threading.Lock()
+        self._answer: Future[dict[str, bool]] | None = None
+        self._running: dict[str, Future[bool]] = {}
         self._known: dict[str, bool] = {}
         self._until_s = 0.0
 
     def checks(self) -> dict[str, bool]:
-        """Each check, and whether what it looks at is well."""
-        with self._lock:  # those who ask meanwhile get the same answer
-            if time.monotonic() >= self._until_s:
-                found = {name: check() for name, check in self._checks.items()}
-                self._say(found)
-                self._known, self._until_s = found, time.monotonic() + _KEPT_S
-            return dict(self._known)
+        """Each check, and whether what it looks at is well; waits for it, but not for long."""
+        return dict(self.ask().result())
+
+    def ask(self) -> Future[dict[str, bool]]:
+        """The same without waiting: what was found a moment ago, or what is being found for all who ask meanwhile."""
+        with self._lock:
+            if self._answer is None or (self._answer.done() and time.monotonic() >= self._until_s):
+                self._answer = _in_thread(self._look)
+            return self._answer
+
+    def _look(self) -> dict[str, bool]:
+        for name, check in self._checks.items():
+            if name not in self._running or self._running[name].done():
+                self._running[name] = _in_thread(check)
+        deadline_s = time.monotonic() + _BOUND_S
+        found = {name: _is_well(name, self._running[name], deadline_s) for name in self._checks}
+        self._say(found)
+        self._known, self._until_s = found, time.monotonic() + _KEPT_S
+        return found
 
     def _say(self, found: dict[str, bool]) -> None:
         failing = [name for name, well in found.items() if not well]
@@ -87,3 +112,28 @@ class Readiness:
             return error.code < 500
         except (HTTPException, OSError, ValueError):
             return False
+
+
+def _in_thread(work: Callable[[], _Found]) -> Future[_Found]:
+    """Run it in a thread of its own, for which the end of the process does not wait."""
+    done: Future[_Found] = Future()
+    done.set_running_or_notify_cancel()  # nobody who waits for it can cancel it for the others
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="readiness", daemon=True).start()
+    return done
+
+
+def _is_well(name: str, check: Future[bool], deadline_s: float) -> bool:
+    try:
+        return check.result(max(deadline_s - time.monotonic(), 0.0))
+    except TimeoutError:
+        return False
+    except Exception:
+        _log.exception("the check of readiness %r broke", name)
+        return False

@@ -1,5 +1,7 @@
 """Whether the service lives, whether it can serve, and its figures."""
 
+import asyncio
+
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -25,9 +27,9 @@ async def livez() -> LiveModel:
 
 
 @router.get("/readyz", operation_id="readyz", response_model=LiveModel, responses=responses(503))
-def readyz(context: Context) -> Response:
+async def readyz(context: Context) -> Response:
     """Whether everything that the service needs works; its log, and `ready` of its figures, say what does not."""
-    if not all(context.readiness.checks().values()):
+    if not all((await asyncio.wrap_future(context.readiness.ask())).values()):
         raise Problem(503, "not_ready", "the service is not ready; its log names the failing check")
     return JSONResponse({"status": "ready"})
 

@@ -1,14 +1,15 @@
 """The figures for Prometheus: each is counted once, whatever happens to services."""
 
 import logging
+import runpy
 import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from curator.errors import Superseded
 from curator.job_directory import Event, JobDirectory, JobRecord, new_id, now
@@ -20,17 +21,8 @@ ENDED_S = 1_760_000_000.0
 DURATION_S = 750.25
 TOTALS = {"rows": 90, "tokens": 1000, "kept_tokens": 600, "quarantined_rows": 10}
 
-Figures = dict[tuple[str, frozenset[tuple[str, str]]], float]
-
-
-def read(text: bytes) -> Figures:
-    """Every sample by name and labels."""
-    families = text_string_to_metric_families(text.decode())
-    return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
-
-
-def value(services: Services, name: str, **labels: str) -> float:
-    return read(services.metrics.expose(services.readiness.checks()))[name, frozenset(labels.items())]
+_FIGURES = runpy.run_path(str(Path(__file__).with_name("figures.py")))
+value: Callable[..., float] = _FIGURES["value"]
 
 
 def sum_of(services: tuple[Services, ...], name: str, **labels: str) -> float:

@@ -1,16 +1,10 @@
-"""The figures for Prometheus: what they are called, what they say from the beginning, and what readiness rests on."""
+"""The figures for Prometheus: what they are called, and what they say from the beginning."""
 
-import logging
 import re
-import socket
-import threading
+import runpy
 from collections.abc import Callable
-from contextlib import closing
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
 
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import curator
@@ -19,17 +13,8 @@ from service.context import Services
 DOCS = Path(__file__).parents[2] / "docs" / "observability.md"
 STATES = "queued", "validating", "in_progress", "finalizing", "completed", "cancelling", "cancelled", "failed"
 
-Figures = dict[tuple[str, frozenset[tuple[str, str]]], float]
-
-
-def read(text: bytes) -> Figures:
-    """Every sample by name and labels."""
-    families = text_string_to_metric_families(text.decode())
-    return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
-
-
-def value(services: Services, name: str, **labels: str) -> float:
-    return read(services.metrics.expose(services.readiness.checks()))[name, frozenset(labels.items())]
+_FIGURES = runpy.run_path(str(Path(__file__).with_name("figures.py")))
+read, value = _FIGURES["read"], _FIGURES["value"]
 
 
 def test_every_state_and_label_is_there_from_the_beginning(open_services: Callable[..., Services]) -> None:
@@ -93,67 +78,3 @@ def test_the_documentation_lists_every_figure_as_it_is(open_services: Callable[.
     rows = re.findall(r"^\| `([a-z_]+)` \| (\w+) \| (.*?) \| (.*?) \|$", DOCS.read_text(), re.MULTILINE)
     listed = {name: (kind, re.sub(r"`|=.*?(?=,|$)", "", labels), text) for name, kind, labels, text in rows}
     assert listed == shown
-
-
-# ------------------------------------------------------------------------------------------------ readiness
-
-
-class _Closed(BaseHTTPRequestHandler):
-    """A head that wants a token."""
-
-    def do_GET(self) -> None:
-        self.send_response(401)
-        self.end_headers()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing."""
-
-
-def test_readiness_sees_whether_the_head_of_the_cluster_is_there(open_services: Callable[..., Services]) -> None:
-    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
-        free = taken.getsockname()[1]
-    for address in (f"http://127.0.0.1:{free}", f"127.0.0.1:{free}", f"ray://127.0.0.1:{free}"):
-        gone = open_services(ray_address=address)
-        assert gone.readiness.checks() == {"database": True, "data_dir": True, "watcher": False, "ray": False}
-        assert value(gone, "ready", check="ray") == 0 and value(gone, "ready", check="database") == 1
-    with HTTPServer(("127.0.0.1", 0), _Closed) as head:
-        threading.Thread(target=head.serve_forever, daemon=True).start()
-        host = f"127.0.0.1:{head.server_address[1]}"
-        for address in (f"http://{host}", host, f"ray://{host}"):
-            assert open_services(ray_address=address).readiness.checks()["ray"]
-        head.shutdown()
-
-
-def test_a_database_that_is_away_is_told_and_hides_no_other_figure(
-    open_services: Callable[..., Services], tmp_path: Path
-) -> None:
-    services = open_services()
-    services.store.engine.dispose()
-    (tmp_path / "data" / "service.db").unlink()
-    (tmp_path / "data" / "service.db").mkdir()
-    checks = services.readiness.checks()
-    assert checks["database"] is False
-    figures = {name for name, _ in read(services.metrics.expose(checks))}
-    assert {"ready", "storage_free_bytes", "tokens_total"} <= figures and "jobs" not in figures
-
-
-def test_a_disk_that_is_away_is_told_though_the_one_below_has_room(open_services: Callable[..., Services]) -> None:
-    services = open_services()
-    assert services.readiness.checks()["data_dir"]
-    services.settings.jobs_dir.rename(services.settings.jobs_dir.with_name("elsewhere"))
-    services.readiness._until_s = 0.0  # what was known is old
-    assert not services.readiness.checks()["data_dir"]
-
-
-def test_the_log_tells_a_change_of_readiness_once_however_often_it_is_asked(
-    open_services: Callable[..., Services], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, "curator.service")
-    readiness = open_services().readiness
-    alive = False
-    monkeypatch.setitem(readiness._checks, "watcher", lambda: alive)
-    for alive in (False, False, True, True, False):
-        readiness._until_s = 0.0  # what was known is old
-        for _ in range(3):
-            assert readiness.checks()["watcher"] is alive
-    assert caplog.messages == ["not ready: watcher", "ready again", "not ready: watcher"]
