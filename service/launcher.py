@@ -21,6 +21,7 @@ from curator import logs, tracing
 from curator.errors import ClusterError
 from curator.job_directory import Heartbeat, JobDirectory
 from curator.job_runner import MARK
+from curator.room import GROWS_TO
 from curator.signs_of_life import beat_of, is_running, process_of
 from service.settings import Settings
 from service.store import Job
@@ -87,7 +88,9 @@ class SubprocessLauncher:
         if not os.access(sys.executable, os.X_OK):  # no fault of the job's
             raise ClusterError(f"the Python of this service, {sys.executable!r}, is gone; restart the service")
         own = (_OWN_VARIABLES, tracing.VARIABLE)
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(own) or name == GROWS_TO
+        }
         with directory.log_path.open("ab") as log:
             child = subprocess.Popen(  # nosec B603  # this program's own command, no shell
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,

@@ -1,18 +1,22 @@
-"""The side of a remote Ray cluster that its Jobs API shows: mute, or something else altogether."""
+"""What drivers are started with; and a cluster's Jobs API that is mute, or something else altogether."""
 
 import socket
 import threading
 import time
-from collections.abc import Iterator
+import types
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import requests
 
 from curator.errors import ClusterError
+from curator.job_directory import JobDirectory, JobRecord, new_id, now
 from service import launcher
+from service.context import Services
 from service.launcher import RayLauncher
 from service.settings import Settings
 from service.starter import is_the_jobs_own
@@ -46,6 +50,30 @@ def proxy() -> Iterator[str]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
+
+
+def test_a_driver_knows_what_its_cluster_grows_to_and_no_setting_of_the_service(
+    open_services: Callable[..., Services], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = open_services().settings
+    said = {"CURATOR_GROWS_TO": '{"CPU": 40}', "HF_HOME": "/models"}
+    hidden = ("CURATOR_DATABASE_URL", "CURATOR_API_KEY", "CURATOR_MAX_RUNNING_JOBS", "TRACEPARENT")
+    for name, text in (said | dict.fromkeys(hidden, "secret")).items():
+        monkeypatch.setenv(name, text)
+    record = JobRecord(
+        id=new_id("job"), kind="curate", tenant="t", name="n", spec={}, output="/nowhere", created_at=now()
+    )  # fmt: skip
+    directory = JobDirectory(settings.jobs_dir / record.id)
+    directory.create(record)
+    job = types.SimpleNamespace(id=record.id, epoch=2, directory=directory.path)
+    starter = launcher.SubprocessLauncher(settings)
+    starter.start(job)
+    (child,) = starter._children.values()
+    told = psutil.Process(child.pid).environ()
+    child.kill()
+    child.wait(30)
+    assert {name: told.get(name) for name in said} == said
+    assert told["CURATOR_JOB"] == record.id and not set(hidden) & set(told)
 
 
 def ask(address: str, folder: Path) -> None:
