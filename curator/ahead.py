@@ -12,8 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from curator import interrupts, storage
-
-_ANSWERS = 32
+from curator.places import CONNECTIONS
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -21,12 +20,12 @@ Result = TypeVar("Result")
 
 def answers_at_once(root: str) -> int:
     """How many calls to have under way for files there: one on a local disk, where more would only cost time."""
-    return 1 if storage.local_path(root) is not None else _ANSWERS
+    return 1 if storage.local_path(root) is not None else CONNECTIONS
 
 
 def files_at_once(root: str) -> int:
     """How many whole files to read at a time, where reading is work: unpacking one leaves Python's lock to others."""
-    return max(answers_at_once(root), min(os.cpu_count() or 1, _ANSWERS))
+    return max(answers_at_once(root), min(os.cpu_count() or 1, CONNECTIONS))
 
 
 def read_ahead(read: Callable[[Item], Result], items: Iterable[Item], at_once: int) -> Iterator[Result]:

@@ -103,6 +103,11 @@ def check() -> None:
         raise KeyboardInterrupt
 
 
+def take() -> None:
+    """Forget what came: the caller has caught it, and what it does now is not to be stopped but by another one."""
+    _received.clear()
+
+
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     _received.append(number)
     raise KeyboardInterrupt
@@ -111,5 +116,5 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 def _send_again(number: int) -> None:
     main_thread = threading.main_thread().ident
     time.sleep(_AGAIN_S)
-    if main_thread is not None and signal.getsignal(number) is _interrupt:
+    if _received and main_thread is not None and signal.getsignal(number) is _interrupt:
         signal.pthread_kill(main_thread, number)

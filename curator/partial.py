@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import curator
 from curator import storage
+from curator.ahead import answers_at_once, read_ahead
 from curator.data import Cut, ModelIdentity, StrictModel
 from curator.inspection import open_job
 from curator.inspection.receipts import count_reasons, count_tokens
@@ -105,7 +106,9 @@ def partial_manifest(job: Job) -> PartialManifest:
         OutputError: a receipt is not sound.
         StorageError: the dataset's folder cannot be read.
     """
-    shards = [read_shard(job.curated, *item) for item in list_published(job.curated).items()]
+    folder = job.curated
+    listed = list_published(folder).items()
+    shards = list(read_ahead(lambda item: read_shard(folder, *item), listed, answers_at_once(folder.root)))
     calibration, plan = job.read_calibration(), job.plan
     reasons = count_reasons(count_tokens(job))
     reasons.update(bad.reason for bad in plan.damage)

@@ -10,12 +10,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from curator import storage, tracing
+from curator import interrupts, storage, tracing
 from curator.cluster import Cluster, Pool, connect
 from curator.errors import CorpusError, OutputError, ShardError
 from curator.frozen import check_engine, check_same_spec, check_vacant, open_plan, write_plan
 from curator.hiding import hide
-from curator.interrupts import heeded
 from curator.job import Calibration, Job
 from curator.manifest import (
     CALIBRATION,
@@ -39,7 +38,7 @@ from curator.stages.tokenize import TokenizeStage, describe_bad_row
 from curator.worker import raise_failures
 
 
-@heeded()
+@interrupts.heeded()
 def curate(spec: CurationSpec, reporter: Reporter | None = None) -> Manifest:
     """Run a job to its end, or resume it.
 
@@ -68,11 +67,12 @@ def curate(spec: CurationSpec, reporter: Reporter | None = None) -> Manifest:
             calibration = weigh(job, cluster, lost)
         return publish(job, calibration)
     except KeyboardInterrupt:
+        interrupts.take()
         write_partial_manifest(job)
         raise
 
 
-@heeded()
+@interrupts.heeded()
 def select(directory: str, policy: Any, output: str, *, weights_only: bool = False, reporter: Reporter | None = None,
            run: Any = None) -> Manifest:  # fmt: skip
     """Apply another policy to a finished dataset's stored scores; no model runs, `directory` is not touched.

@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import fsspec
+import fsspec.config
 import fsspec.core
 
 from curator.errors import StorageError
 
+CONNECTIONS = 32
+"""To an object store from one process; S3's client opens 10 unless told, which is too few where one waits for each."""
 _CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs")
 _PRIVATE_PROTOCOLS = {"memory"}
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -28,9 +31,12 @@ def filesystem(uri: str) -> tuple[Any, str]:
     try:
         if "\0" in uri:
             raise ValueError("the name holds a NUL character")
+        options: dict[str, Any] = {"use_listings_cache": False}
         if uri.startswith(("s3://", "s3a://")):
             _ask_again_after_conflicts()
-        return cast(tuple[Any, str], fsspec.core.url_to_fs(uri, use_listings_cache=False))
+            own = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+            options["config_kwargs"] = {"max_pool_connections": CONNECTIONS} | own
+        return cast(tuple[Any, str], fsspec.core.url_to_fs(uri, **options))
     except (ValueError, ImportError) as error:
         raise StorageError(
             f"cannot open {uri!r}: {error}; use a local path, s3:// or gs:// (extra `clouds`)"

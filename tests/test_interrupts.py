@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from curator import read_manifest
-from curator.interrupts import check, heeded, postponed
+from curator.interrupts import check, heeded, postponed, take
 from curator.progress import Silent
 
 CURATOR = Path(sys.executable).with_name("curator")
@@ -82,6 +82,20 @@ def test_a_second_one_is_noted_only_where_a_run_heeds_it(monkeypatch: pytest.Mon
     check()
     with heeded():
         with suppress(KeyboardInterrupt), postponed():
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            check()
+
+
+def test_what_was_taken_stops_nothing_more_but_another_one_does() -> None:
+    with heeded():
+        with pytest.raises(KeyboardInterrupt):
+            Interrupted()  # Python ignores it, and it would be sent again
+            check()
+        take()
+        time.sleep(0.2)
+        check()
+        with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             check()

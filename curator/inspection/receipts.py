@@ -79,13 +79,13 @@ def _blocks(numbers: set[int]) -> list[tuple[int, ...]]:
 
 @lru_cache(maxsize=_CACHED_BLOCKS)
 def _count_token_block(folder: ShardFolder, numbers: tuple[int, ...]) -> tuple[TokenCount, ...]:
-    receipts = [folder.receipt(number, TokenReceipt) for number in numbers]
+    receipts = folder.read_receipts(numbers, TokenReceipt)
     return tuple(TokenCount(r.number, r.rows, r.tokens, Counter(bad.reason for bad in r.quarantined)) for r in receipts)
 
 
 @lru_cache(maxsize=_CACHED_BLOCKS)
 def _read_block(folder: ShardFolder, version: str, numbers: tuple[int, ...]) -> Published:
-    return _merge([_as_published(folder.receipt(number, CuratedReceipt)) for number in numbers])
+    return _merge([_as_published(receipt) for receipt in folder.read_receipts(numbers, CuratedReceipt)])
 
 
 def _as_published(receipt: CuratedReceipt) -> Published:

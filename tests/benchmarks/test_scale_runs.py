@@ -47,16 +47,19 @@ def test_the_copies_are_what_one_shard_is_times_their_number(
 
 
 def count_reads(monkeypatch: pytest.MonkeyPatch, call: Callable[[], Any]) -> Counter[str]:
-    """How often each file is opened."""
+    """How often each file is opened, or read whole."""
     opened: Counter[str] = Counter()
-    real = storage.open_read
 
-    def counted(uri: str) -> Any:
-        opened[uri] += 1
-        return real(uri)
+    def counted(read: Callable[[str], Any]) -> Callable[[str], Any]:
+        def count(uri: str) -> Any:
+            opened[uri] += 1
+            return read(uri)
+
+        return count
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "open_read", counted)
+        for name in ("open_read", "read_bytes"):
+            patch.setattr(storage, name, counted(getattr(storage, name)))
         call()
     return opened
 

@@ -55,6 +55,7 @@ class Proxy(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.target, self.rules, self.lock = (host, port), list[Rule](), threading.Lock()
         self.seen: Counter[str] = Counter()
+        self.under_way = self.most_under_way = 0
         self.thread = threading.Thread(target=self.serve_forever, daemon=True)
         self.thread.start()
 
@@ -69,6 +70,11 @@ class Proxy(ThreadingHTTPServer):
             if rule is not None:
                 rule.hits.append(f"{method} {path}")
             return rule
+
+    def count(self, change: int) -> None:
+        with self.lock:
+            self.under_way += change
+            self.most_under_way = max(self.most_under_way, self.under_way)
 
     def stop(self) -> None:
         self.shutdown()
@@ -87,6 +93,13 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def _serve(self) -> None:
+        self.server.count(+1)
+        try:
+            self._answer()
+        finally:
+            self.server.count(-1)
+
+    def _answer(self) -> None:
         body = self._body()
         rule = self.server.choose(self.command, self.path)
         fault = rule.fault if rule is not None else ""

@@ -3,18 +3,24 @@
 A real server that speaks S3, and a proxy before it that breaks what it is told to (store_proxy.py).
 """
 
+import json
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pytest
 
-from curator import curate, parse_spec, read_manifest, storage, tables, verify
+from curator import curate, parse_spec, pipeline, read_manifest, storage, tables, verify
 from curator.errors import CuratorError, StorageError
-from curator.manifest import Receipt, ShardFolder, publish_shard, start_receipt
+from curator.frozen import open_plan
+from curator.job import Job
+from curator.manifest import CuratedReceipt, Receipt, ShardFolder, TokenReceipt, publish_shard, start_receipt
+from curator.report.statistics import ShardStatistics
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 LONGEST_S = 60
@@ -178,3 +184,37 @@ def test_a_store_that_refuses_is_an_error_by_name_and_the_job_resumes(
     proxy.rules = []
     curate(spec)
     assert _digests(root)
+
+
+@pytest.mark.usefixtures("terminal")
+def test_a_cancelled_job_reads_its_receipts_many_at_a_time(
+    proxy: Any, stores: ModuleType, root: str, make_spec: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a user sees it: Ctrl-C, a store that takes 0.2 s to answer, and 100 shards in it."""
+    spec = parse_spec(make_spec(rows=20, output={"uri": f"{root}/out"}))
+    job, shards, answer_s = Job(spec, open_plan(spec)), 100, 0.2
+    common = {"rows": 3, "tokens": 40, "seconds": 1.0, "worker": "w", "peak_memory_bytes": 1, "sha256": "0", "bytes": 9}
+    there: dict[str, bytes] = {}
+    for number in range(shards):
+        token = TokenReceipt(number=number, text_bytes=90, **common)
+        kept = CuratedReceipt(number=number, kept_tokens=7, weight_sum=7, statistics=ShardStatistics(), **common)
+        there[storage.join(job.tokens.root, job.tokens.receipt_file(number))] = token.model_dump_json().encode()
+        there[storage.join(job.curated.root, job.curated.receipt_file(number))] = kept.model_dump_json().encode()
+        there[job.curated.uri(number)] = b""
+    fsspec.filesystem("s3").pipe(there)
+
+    def interrupted(*_: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(pipeline, "connect", interrupted)
+    rule = stores.Rule("GET", r"_receipts/\d+\.json", "slow", times=10**6, seconds=answer_s)
+    proxy.rules, proxy.most_under_way = [rule], 0
+    started_s = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        curate(spec)
+    took_s = time.monotonic() - started_s
+    proxy.rules = []
+    partial = json.loads(storage.read_bytes(f"{root}/out/manifest.partial.json"))
+    assert [entry["number"] for entry in partial["shards"]] == list(range(shards))
+    assert partial["totals"]["tokens"] == 40 * shards and len(rule.hits) >= 2 * shards
+    assert proxy.most_under_way >= 16 and took_s < 2 * shards * answer_s / 4, (proxy.most_under_way, took_s)
