@@ -20,6 +20,12 @@ PORT, DASHBOARD_PORT, CLIENT_PORT, AGENT_PORT = 20479, 20366, 20101, 20465  # no
 WORKER_PORTS = ("--min-worker-port=23000", "--max-worker-port=23999")  # not those of another head on this machine
 
 
+def answers(url: str) -> bool:
+    with suppress(httpx.TransportError):
+        return httpx.get(url).status_code == 200
+    return False
+
+
 @pytest.fixture
 def ray_head(tmp_path: Path) -> Iterator[str]:
     """A head with a dashboard, in the foreground of its own process: `ray stop` would end every Ray of this machine."""
@@ -35,17 +41,16 @@ def ray_head(tmp_path: Path) -> Iterator[str]:
     }
     with (tmp_path / "head.log").open("wb") as log:
         head = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    address = f"http://127.0.0.1:{DASHBOARD_PORT}"
-    deadline_s = time.monotonic() + 180
-    while True:
-        with suppress(httpx.TransportError):
-            if httpx.get(f"{address}/api/jobs/").status_code == 200:
-                break
-        assert head.poll() is None and time.monotonic() < deadline_s, (tmp_path / "head.log").read_text()
-        time.sleep(0.5)
-    yield address
-    head.terminate()
-    head.wait(timeout=60)
+    try:
+        address = f"http://127.0.0.1:{DASHBOARD_PORT}"
+        deadline_s = time.monotonic() + 180
+        while not answers(f"{address}/api/jobs/"):
+            assert head.poll() is None and time.monotonic() < deadline_s, (tmp_path / "head.log").read_text()
+            time.sleep(0.5)
+        yield address
+    finally:
+        head.terminate()
+        head.wait(timeout=60)
 
 
 def test_a_remote_cluster_runs_cancels_and_resumes_jobs(

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -121,9 +122,12 @@ def test_a_key_makes_one_job(queue_only: Any, job_spec: Callable[..., dict[str, 
 def test_64_clients_with_50_keys_and_cut_answers_make_50_jobs(
     queue_only: Any, job_spec: Callable[..., dict[str, Any]]
 ) -> None:
-    """Every client sends all 50 keys; two in three answers are not waited for, and sent again."""
+    """Every client sends all 50 keys; two in three answers are not waited for, and sent again until one is 202.
+
+    409: the key's first request is at work; 503: a busy machine's database was slow; both say to ask again.
+    """
     body = json.dumps(job_spec()).encode()
-    statuses: list[int] = []
+    statuses: Counter[int] = Counter()
     lock = threading.Lock()
 
     def work(number: int) -> None:
@@ -133,18 +137,15 @@ def test_64_clients_with_50_keys_and_cut_answers_make_50_jobs(
                 if (key + number) % 3:
                     with suppress(httpx.TimeoutException):
                         client.post("/v1/jobs", content=body, headers=headers, timeout=httpx.Timeout(5, read=0.02))
-                for _ in range(100):
-                    answer = client.post("/v1/jobs", content=body, headers=headers)
+                until = time.monotonic() + 60
+                while (answer := client.post("/v1/jobs", content=body, headers=headers)).status_code != 202:
                     with lock:
-                        statuses.append(answer.status_code)
-                    if answer.status_code == 202:
-                        break
+                        statuses[answer.status_code] += 1
+                    assert answer.status_code in (409, 503) and time.monotonic() < until, (answer.text, statuses)
                     time.sleep(0.1)
 
     with ThreadPoolExecutor(64) as pool:
         list(pool.map(work, range(64)))
-    assert set(statuses) <= {202, 409}
-    assert statuses.count(202) == 64 * 50
     with queue_only.client() as client:
         assert len(client.get("/v1/jobs", params={"limit": 200}).json()["data"]) == 50
     assert len(list(queue_only.data_dir.glob("jobs/job_*"))) == 50
