@@ -6,6 +6,7 @@ Job directories are the truth; nothing here is state that could not be read back
 from dataclasses import dataclass, field
 
 from curator import storage
+from curator.errors import OutputError
 from curator.manifest import CALIBRATION, LostShard, ShardFolder, read_record
 from curator.plan import Plan, ShardRef
 from curator.progress import Reporter, Silent
@@ -72,6 +73,25 @@ class Job:
         """Remove what killed runs left; nothing that a living one is writing."""
         for root in {self.root, self.spec.work_root}:
             storage.clear_staging(root)
+
+    def shards_given_up(self) -> list[LostShard]:
+        """Shards that the frozen cuts were taken without: no attempt brings them back, as it would change all others.
+
+        Raises:
+            OutputError: there are some, and `on_bad_shard` is `fail` by now.
+        """
+        calibration = self.read_calibration()
+        if calibration is None or not calibration.lost:
+            return []
+        numbers = ", ".join(f"{shard.number:05d}" for shard in calibration.lost)
+        again = "another output.uri (with the same `work`, tokens and scores are used again) tries them again"
+        if self.spec.on_bad_shard == "fail":
+            raise OutputError(
+                f"{self.root!r} has its cuts taken without shards {numbers}, which on_bad_shard: fail does not accept; "
+                f"set on_bad_shard: quarantine to finish it without them; {again}"
+            )
+        self.reporter.say(f"the cuts were taken without shards {numbers}, which stay left out; {again}")
+        return list(calibration.lost)
 
     def read_calibration(self) -> Calibration | None:
         """The frozen calibration, or None."""

@@ -57,10 +57,11 @@ def curate(spec: CurationSpec, reporter: Reporter | None = None) -> Manifest:
     job = Job(spec, plan, reporter or Silent())
     if storage.exists(storage.join(job.root, MANIFEST)):
         return _finished(job)
+    lost = job.shards_given_up()
     job.clear_staging()
     try:
         with connect(spec.run.address, spec.run.retries) as cluster:
-            lost = tokenize(job, cluster)
+            lost += tokenize(job, cluster, lost)
             for name in spec.models:
                 lost += score(job, cluster, name, lost)
             _require_any(job, lost)
@@ -114,10 +115,10 @@ def select(directory: str, policy: Any, output: str, *, weights_only: bool = Fal
 # ------------------------------------------------------------------------------------------------ the steps
 
 
-def tokenize(job: Job, cluster: Cluster) -> list[LostShard]:
+def tokenize(job: Job, cluster: Cluster, lost: Sequence[LostShard] = ()) -> list[LostShard]:
     """Write every token shard that is not there yet."""
     _refuse_bad_rows(job)
-    done = job.tokens.published()
+    done = job.tokens.published() | {shard.number for shard in lost}
     tasks = [tuple(s for s in group if s.number not in done) for group in job.plan.passes()]
     tasks = [task for task in tasks if task]
     if not tasks:

@@ -53,7 +53,10 @@ class CurationSpec(StrictModel):
     run: RunConfig = RunConfig()
     shard_tokens: int = Field(default=4_000_000, ge=1, description="tokens per shard, about")
     on_bad_row: Literal["quarantine", "fail"] = "quarantine"
-    on_bad_shard: Literal["fail", "quarantine"] = "fail"
+    on_bad_shard: Literal["fail", "quarantine"] = Field(
+        default="fail",
+        description="quarantine = do without it: for good, once the cuts are taken; till then tried again",
+    )
 
     @model_validator(mode="after")
     def _references(self) -> "CurationSpec":
