@@ -4,13 +4,16 @@ A part that could not be asked has failed: nothing is known then, and that is sa
 """
 
 import json
+import runpy
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
+LICENCES = Path(__file__).with_name("licences.py")
 
 
 class Answer(NamedTuple):
@@ -50,11 +53,21 @@ def judge_advisories(status: int, output: str, errors: str) -> Answer:
 
 
 def ask_advisories() -> Answer:
-    """pip-audit over the lock file; its packages are looked up, not installed."""
-    done = run(
-        "pip-audit", "--no-deps", "--disable-pip", "--progress-spinner", "off", "-f", "json", "-r", "requirements.lock"
-    )
+    """pip-audit over every lock file, those of the images too; packages are looked up, not installed."""
+    with tempfile.TemporaryDirectory() as folder:
+        locks = [option for path in write_locks(Path(folder)) for option in ("-r", str(path))]
+        done = run("pip-audit", "--no-deps", "--disable-pip", "--progress-spinner", "off", "-f", "json", *locks)
     return judge_advisories(done.returncode, done.stdout, done.stderr)
+
+
+def write_locks(folder: Path) -> list[Path]:
+    """Files that name each locked package once: requirements.lock, and what docker/locks adds to it, without hashes."""
+    pins = runpy.run_path(str(LICENCES))["image_pins"](ROOT)
+    files = [ROOT / "requirements.lock"]
+    for number, (name, version) in enumerate(sorted(pins)):  # one each: two versions of a package may be locked
+        files.append(folder / f"{number}.txt")
+        files[-1].write_text(f"{name}=={version}\n")
+    return files
 
 
 def ask_bandit() -> Answer:
@@ -78,9 +91,16 @@ def ask_zizmor() -> Answer:
 
 def ask_licences() -> Answer:
     """What is installed, against pyproject.toml."""
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("licences.py"))], capture_output=True, text=True
-    )
+    return _ask_licences()
+
+
+def ask_image_licences() -> Answer:
+    """What the images hold beside it."""
+    return _ask_licences("--images")
+
+
+def _ask_licences(*options: str) -> Answer:
+    done = subprocess.run([sys.executable, str(LICENCES), *options], capture_output=True, text=True)
     return Answer(done.returncode == 0, done.stdout.strip() or done.stderr.strip())
 
 
@@ -89,6 +109,7 @@ PARTS: dict[str, Callable[[], Answer]] = {
     "code": ask_bandit,
     "workflows": ask_zizmor,
     "licences": ask_licences,
+    "licences of images": ask_image_licences,
 }
 
 
