@@ -65,14 +65,15 @@ def publish_dataset(job: Job, calibration: Calibration) -> Manifest:
 
 
 def _write_quarantine(job: Job) -> Counter[str]:
-    """One line per quarantined row, in plan order; counts by reason. Shards are streamed, the lines are small."""
+    """One line per quarantined row, in plan order, streamed; counts by reason. No file where there are none."""
     reasons: Counter[str] = Counter()
-    lines = []
-    for bad in bad_rows(job):
-        reasons[bad.reason] += 1
-        lines.append(bad.model_dump_json())
-    if lines:
-        storage.replace(job.root, QUARANTINE, ("\n".join(lines) + "\n").encode())
+    with storage.staged_file(job.root) as staged:
+        with staged.open("w", encoding="utf-8", newline="\n") as lines:
+            for bad in bad_rows(job):
+                reasons[bad.reason] += 1
+                lines.write(bad.model_dump_json() + "\n")
+        if reasons:
+            storage.replace_by(staged, storage.join(job.root, QUARANTINE))
     return reasons
 
 

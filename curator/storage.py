@@ -232,8 +232,20 @@ def replace(root: str, name: str, content: bytes) -> None:
         with explained("write", join(root, name)):
             fs.pipe_file(path, content)
         return
-    with staged_file(root) as staged, explained("write", str(target)):
-        staged.write_bytes(content)
+    with staged_file(root) as staged:
+        with explained("write", str(target)):
+            staged.write_bytes(content)
+        replace_by(staged, str(target))
+
+
+def replace_by(staged: Path, uri: str) -> None:
+    """Like `replace`, by a complete staged file, which may be of any size."""
+    target = local_path(uri)
+    with explained("write", uri):
+        if target is None:
+            fs, path = filesystem(uri)
+            fs.put_file(str(staged), path)
+            return
         durability.sync(staged)
         durability.make_folder(target.parent)
         os.replace(staged, target)

@@ -3,17 +3,23 @@
 import os
 import random
 import time
+import tracemalloc
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curator.data import Extent, SourceFile, Split
-from curator.manifest import ShardFolder
+from curator import parse_spec, storage
+from curator.data import BadRow, Extent, SourceFile, Split
+from curator.frozen import open_plan
+from curator.job import Job
+from curator.manifest import ShardFolder, TokenReceipt, start_receipt
 from curator.plan import _cut_shards
-from curator.publish import count_duplicate_ids
+from curator.publish import _write_quarantine, count_duplicate_ids
 
 
 def write_ids(folder: ShardFolder, shards: list[list[str]]) -> int:
@@ -40,6 +46,34 @@ def test_repeated_ids_are_counted_however_little_fits_in_memory(tmp_path: Path, 
 
 def test_no_shards_have_no_repeated_ids(tmp_path: Path) -> None:
     assert count_duplicate_ids(ShardFolder(root=str(tmp_path), name="curated"), [], 0) == 0
+
+
+@pytest.mark.parametrize("place", ["local", "memory"])
+def test_the_list_of_quarantined_rows_is_written_as_it_is_read(
+    make_spec: Callable[..., dict[str, Any]], tmp_path: Path, place: str
+) -> None:
+    """However many shards have bad rows, memory holds those of one, or on a store of the few that are read ahead."""
+    spec = parse_spec(make_spec(rows=5))
+    job, shards, each = Job(spec, open_plan(spec)), 200, 100
+    if place == "memory":
+        job = Job(spec, job.plan, directory=f"memory://{tmp_path.name}")
+    rows = [BadRow(file="a é.jsonl", row=i, reason="not_json", detail="x" * 600) for i in range(each)]
+    for number in range(shards):
+        receipt = TokenReceipt(number=number, rows=0, tokens=0, text_bytes=0, quarantined=tuple(rows),
+                               **start_receipt()())  # fmt: skip
+        storage.write_once(job.tokens.root, job.tokens.receipt_file(number), receipt.model_dump_json().encode())
+    tracemalloc.start()
+    try:
+        assert _write_quarantine(job) == {"not_json": shards * each}
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    written = storage.read_bytes(storage.join(job.root, "quarantine.jsonl"))
+    expected = "".join(row.model_dump_json() + "\n" for row in rows) * shards
+    assert written.decode() == expected
+    if place == "local":
+        assert peak_bytes < len(written) / 4, f"{peak_bytes:,} bytes in memory for {len(written):,}"
+    assert not list(tmp_path.glob("out/_staging/*"))
 
 
 class Sized:
