@@ -1,12 +1,15 @@
 """What images are made from: Dockerfiles and scripts that linters pass, and locks that pin every file by its hash."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import ModuleType
 
@@ -147,10 +150,13 @@ def test_the_service_image_holds_no_engine() -> None:
 
 @pytest.mark.parametrize("path", [path for path in LOCKS if path.stem != "tools"], ids=lambda path: path.stem)
 def test_images_ship_nothing_whose_licence_forbids_it(path: Path) -> None:
-    """By their metadata, free licences aside: only psycopg, LGPL, in files that can be replaced. No Intel OpenMP."""
+    """By their metadata, free licences aside: only psycopg, LGPL, in files that can be replaced. No Intel OpenMP.
+
+    dumb-init is free, MIT, and says so in its LICENSE alone.
+    """
     excepted = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["licences"]["exceptions"]
     locked = set(pins(path.read_text()))
-    assert locked & {normal(name) for name in excepted} <= {"psycopg", "psycopg-binary"}
+    assert locked & {normal(name) for name in excepted} <= {"psycopg", "psycopg-binary", "dumb-init"}
     assert locked <= {*pins((ROOT / "requirements.lock").read_text()), "dumb-init"}  # whose licences make audit reads
 
 
@@ -183,13 +189,13 @@ def test_bills_name_debian_packages_as_scanners_read_them(load_script: Callable[
     assert any("+" in name for name, *_ in found) and all(key[:2] == value for key, value in found.items())
 
 
-def test_health_check_tells_well_from_ill() -> None:
-    import threading
-    from http.server import BaseHTTPRequestHandler, HTTPServer
+@pytest.fixture
+def answers() -> Iterator[int]:
+    """The port of a server that is well at /well and /livez, and ill elsewhere."""
 
     class Answers(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(200 if self.path == "/well" else 503)
+            self.send_response(200 if self.path in ("/well", "/livez") else 503)
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
@@ -197,13 +203,27 @@ def test_health_check_tells_well_from_ill() -> None:
 
     with HTTPServer(("127.0.0.1", 0), Answers) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}"
-        codes = [
-            subprocess.run(
-                [sys.executable, DOCKER / "health.py", url + path], capture_output=True, timeout=30
-            ).returncode
-            for path in ("/well", "/ill")
-        ]
+        yield server.server_port
         server.shutdown()
-    refused = subprocess.run([sys.executable, DOCKER / "health.py", url], capture_output=True, timeout=30).returncode
-    assert codes == [0, 1] and refused == 1
+
+
+def check_health(address: str, **variables: str) -> int:
+    command = [sys.executable, DOCKER / "health.py", address]
+    return subprocess.run(command, capture_output=True, timeout=30, env=os.environ | variables).returncode
+
+
+def test_health_check_tells_well_from_ill(answers: int) -> None:
+    url = f"http://127.0.0.1:{answers}"
+    assert [check_health(f"{url}{path}") for path in ("/well", "/ill")] == [0, 1]
+    assert check_health("http://127.0.0.1:1/well") == check_health("http://127.0.0.1:$NO_SUCH_VARIABLE/well") == 1
+
+
+def test_health_check_of_the_service_follows_its_port(answers: int) -> None:
+    """Docker runs these words as they stand: no shell puts variables in."""
+    stage = stage_of(DOCKER / "Dockerfile", "service")
+    (check,) = (argument for instruction, argument in stage if instruction == "HEALTHCHECK")
+    *program, address = json.loads(check.partition("CMD ")[2])
+    assert program == ["python", "/usr/local/lib/token-curator/health.py"]
+    assert check_health(address, CURATOR_PORT=str(answers)) == 0
+    assert check_health(address, CURATOR_PORT="1") == 1
+    assert any("CURATOR_PORT=8000" in argument for instruction, argument in stage if instruction == "ENV")
