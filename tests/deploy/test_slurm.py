@@ -169,3 +169,17 @@ def test_a_job_that_runs_out_of_time_is_queued_again_and_ends_as_if_undisturbed(
     assert before and {path: path.stat().st_mtime_ns for path in before} == before, "published shards were done again"
     wait_for(lambda: not processes_of(job), f"left running: {processes_of(job)}", 20)
     assert not token.exists() and not list(Path("/tmp").glob(f"ray-{job}-*"))
+
+
+def test_a_run_that_fails_is_not_queued_again_and_leaves_what_ray_said(
+    slurm: Slurm, make_spec: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make_spec(rows=20)
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec | {"shard_tokens": -1}))
+    monkeypatch.setenv("PYTHON_ENV", str(Path(sys.executable).parents[1]))
+    job = slurm("sbatch", "--parsable", "--nodes=1", "--cpus-per-task=1", str(_SCRIPT), "spec.yaml").strip()
+    wait_for(lambda: state_of(slurm, job)[0] in ("COMPLETED", "FAILED", "CANCELLED"), "the job does not end")
+    log = (tmp_path / f"curate-{job}.log").read_text()
+    assert state_of(slurm, job) == ("FAILED", 0) and "shard_tokens" in log, log
+    assert "Ray runtime started" in (tmp_path / f"curate-{job}-ray.log").read_text()
+    assert not (tmp_path / f".curate-{job}").exists()
