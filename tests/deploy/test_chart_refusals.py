@@ -4,6 +4,7 @@ from pathlib import Path
 
 import helm_python as helm
 import pytest
+import yaml
 
 _CHART = Path(__file__).parents[2] / "deploy" / "helm" / "token-curator"
 _SHARED = {"persistence": {"accessMode": "ReadWriteMany"}, "database": {"existingSecret": "database"}}
@@ -18,6 +19,23 @@ _REFUSED = {
     "a token in plain sight": ({"env": [{"name": "HF_TOKEN", "value": "hunter2"}]}, "env"),
     "a password in an address": ({"env": [{"name": "CURATOR_DATABASE_URL", "value": "x://u:hunter2@h/n"}]}, "env"),
     "a collector's key": ({"env": [{"name": "OTEL_EXPORTER_OTLP_HEADERS", "value": "authorization=hunter2"}]}, "env"),
+    "a setting behind the chart's back": (
+        {"env": [{"name": "CURATOR_MAX_RUNNING_JOBS", "value": "9"}]}, "write it as settings.max_running_jobs",
+    ),
+    "a setting in small letters": (  # which the service reads as well
+        {"env": [{"name": "curator_retention_days", "value": "1"}]}, "write it as settings.retention_days",
+    ),
+    "a port behind the chart's back": ({"env": [{"name": "CURATOR_PORT", "value": "9"}]}, "it is the chart's own"),
+    "a database behind the chart's back": (
+        {"env": [{"name": "CURATOR_DATABASE_URL", "valueFrom": {"secretKeyRef": {"name": "d", "key": "k"}}}]},
+        "name that in database.existingSecret",
+    ),
+    "a size that the groups have already": (
+        {**_SHARED, "ray": {"enabled": True}, "env": [{"name": "CURATOR_GROWS_TO", "value": "{}"}]}, "ray.workerGroups",
+    ),
+    "a cluster without its token": (
+        {**_SHARED, "ray": {"enabled": True}, "env": [{"name": "RAY_AUTH_MODE", "value": "disabled"}]}, "ray.auth",
+    ),
     "the volume's place": ({"settings": {"data_dir": "/mnt"}}, "settings.data_dir is the chart's own"),
     "an address of its own": (
         {**_SHARED, "ray": {"enabled": True}, "settings": {"ray_address": "http://x"}},
@@ -62,3 +80,12 @@ def test_bad_values_are_refused_with_a_reason(name: str) -> None:
         chart.render(values, name="demo")
     assert reason in str(caught.value), str(caught.value)
     assert "hunter2" not in str(caught.value)
+
+
+def test_a_service_beside_another_cluster_may_say_what_that_grows_to() -> None:
+    env = [{"name": "CURATOR_GROWS_TO", "value": '{"CPU": 40}'}, {"name": "RAY_AUTH_MODE", "value": "token"}]
+    with helm.Chart.load(_CHART) as chart:
+        files = chart.render({"env": env, "settings": {"ray_address": "ray://head:6379"}}, name="demo")
+    (deployment,) = (text for path, text in files.items() if path.endswith("deployment.yaml"))
+    container = yaml.safe_load(deployment)["spec"]["template"]["spec"]["containers"][0]
+    assert [each for each in container["env"] if each in env] == env
