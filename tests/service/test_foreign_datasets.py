@@ -15,14 +15,14 @@ from curator.job_directory import JobDirectory, JobRecord, new_id, now
 from service.datasets import explained
 from service.problems import Problem
 
-_SHARDS = runpy.run_path(str(Path(__file__).with_name("test_shards.py")))
+_DESK = runpy.run_path(str(Path(__file__).with_name("desk.py")))
 LOOKS = ("preview", "histograms", "errors", "funnel")
 READS = (*LOOKS, "report", "manifest", "shards", "shards/0")
 
 
 @pytest.fixture
 def desk(tmp_path: Path) -> Any:
-    return _SHARDS["Desk"](tmp_path / "data")
+    return _DESK["Desk"](tmp_path / "data")
 
 
 @pytest.fixture
