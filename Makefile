@@ -51,7 +51,7 @@ test-images: setup images ## Run them: hardened, then a cluster whose worker die
 	PYTHON=$(CURDIR)/$(BIN)/python tests/deploy/standins/build.sh
 	$(BIN)/pytest -m images tests/deploy
 
-system: ## What tests need from Debian, where it is not there yet: a browser, nginx, Prometheus, a C compiler
+system: ## What tests need from Debian, where it is not there yet: a browser, nginx, Prometheus, a C compiler, ip
 	sh tests/system.sh
 
 chaos: setup ## The short form of all fault tests: kills, lost nodes, files, power, stores, bad input
@@ -60,7 +60,7 @@ chaos: setup ## The short form of all fault tests: kills, lost nodes, files, pow
 soak: setup ## Their long form, hours; kills and lost nodes go on where they were left (build/chaos/)
 	sh tests/system.sh soak
 	OMP_NUM_THREADS=1 CURATOR_SOAK=1 $(BIN)/pytest tests/faults tests/service/faults tests/service/test_openapi.py \
-		tests/test_interrupts.py tests/deploy/test_slurm.py
+		tests/test_interrupts.py tests/deploy/test_slurm.py tests/deploy/test_raylets.py
 
 bench: bench-scoring bench-scale ## Measure speed, memory and size; figures go to benchmarks/results/
 	for name in selection storage_size memory losses downloads service_load; do $(BIN)/python benchmarks/$$name.py || exit 1; done

@@ -3,7 +3,7 @@
 # Each is "command:packages", packages joined by "+". Tests start their own servers: no daemon is started here.
 set -eu
 PATH=$PATH:/usr/sbin:/sbin
-needed="chromium:chromium+fonts-liberation curl:curl nginx:nginx-light cc:gcc+libc6-dev prometheus:prometheus"
+needed="chromium:chromium+fonts-liberation curl:curl nginx:nginx-light cc:gcc+libc6-dev prometheus:prometheus ip:iproute2"
 if [ "${1-}" = soak ]; then
     needed="$needed munged:munge slurmctld:slurmctld+slurmd+slurm-client+slurm-wlm-basic-plugins"
 fi
