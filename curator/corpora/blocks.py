@@ -26,7 +26,7 @@ _GZIP_INPUT_BYTES = 1 << 18
 _ZSTD_INPUT_BYTES = 512  # one block of 128 KiB can come from 4 bytes, and zstandard offers no bound on a call's output
 LARGEST_WINDOW_BYTES = 1 << 31
 """What unpacking a file of `zstd --long=31` may take; much of the published web text is packed so."""
-_USUAL_WINDOW_BYTES = 1 << 27  # what zstd itself allows unless asked for more
+_USUAL_WINDOW_BYTES = 1 << 25  # no level up to 20 takes more; 32 files at a time are then 1 GB at most
 _wide = threading.Lock()
 
 _GZIP_MAGIC = b"\x1f\x8b\x08"

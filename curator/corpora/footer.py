@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from curator import storage
 from curator.corpora.blocks import Damage, reading
+from curator.corpora.pages import CheckedFile
 from curator.corpora.thrift import ColumnChunk, column_chunks
 from curator.errors import CorpusError
 
@@ -38,12 +39,22 @@ class ParquetSource:
         schema: columns of the file; a field that had an extension type is marked in its metadata.
         groups: row numbers [start, stop) of the row groups.
         places: what the footer's bytes say of the column chunks, for `chunks`; or why they cannot be decoded.
+        handle: what Arrow reads from.
     """
 
     file: pq.ParquetFile
     schema: pa.Schema
     groups: list[tuple[int, int]]
     places: list[list[ColumnChunk]] | ValueError
+    handle: CheckedFile
+
+    def batches(self, group: int, rows: int, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """The named columns of one row group; Arrow fails at a page that claims to be larger than it can be."""
+        self.handle.expect(self.chunks()[group])
+        batches: Iterator[pa.RecordBatch] = self.file.iter_batches(
+            rows, row_groups=[group], columns=list(names), use_threads=False
+        )
+        return batches
 
     def chunks(self) -> list[list[ColumnChunk]]:
         """The column chunks of each row group; raises Damage."""
@@ -66,8 +77,9 @@ def open_parquet(uri: str) -> Iterator[ParquetSource]:
         places = _places_of_chunks(footer)
         try:
             metadata = _parse_footer(_without_extensions(footer))
+            checked = CheckedFile(handle)
             file = pq.ParquetFile(
-                handle,
+                checked,
                 metadata=metadata,
                 buffer_size=_buffer_bytes(places),
                 pre_buffer=False,
@@ -81,7 +93,7 @@ def open_parquet(uri: str) -> Iterator[ParquetSource]:
         for index in range(metadata.num_row_groups):
             start, stop = stop, stop + metadata.row_group(index).num_rows
             groups.append((start, stop))
-        yield ParquetSource(file, schema, groups, places)
+        yield ParquetSource(file, schema, groups, places, checked)
 
 
 def _read_footer(handle: BinaryIO) -> bytes:
@@ -109,11 +121,7 @@ def _places_of_chunks(footer: bytes) -> list[list[ColumnChunk]] | ValueError:
 
 
 def _buffer_bytes(places: list[list[ColumnChunk]] | ValueError) -> int:
-    """Column chunks of a usual size are read whole (0), larger ones through a buffer.
-
-    Behind a buffer Arrow takes, and fills, as much memory as a page's header claims, up to 2 GB: a few damaged bytes.
-    Of a chunk that was read it takes no more than is there.
-    """
+    """Column chunks of a usual size are read whole (0), which copies nothing; larger ones through a buffer."""
     if isinstance(places, ValueError):
         return _READ_BYTES
     largest = max((chunk.stop - chunk.start for group in places for chunk in group), default=0)

@@ -171,7 +171,7 @@ def _batches(
         return
     position = first
     try:
-        batches = parquet.file.iter_batches(batch_rows, row_groups=[group], columns=list(names), use_threads=False)
+        batches = parquet.batches(group, batch_rows, names)
         while position < stop:
             batch = next(batches, None)
             if batch is None:
@@ -183,7 +183,7 @@ def _batches(
     except (pa.ArrowException, OSError, ValueError) as error:
         for _ in plain_blocks(source.uri, *_range_of_group(parquet, group)):
             pass  # raises StorageError if it was the storage that failed, which no one should call damage
-        raise Damage("damaged_file", str(error)) from error
+        raise parquet.handle.damage or Damage("damaged_file", str(error)) from error
 
 
 def _range_of_group(parquet: ParquetSource, group: int) -> tuple[int, int]:

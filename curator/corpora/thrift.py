@@ -1,7 +1,7 @@
-"""Sizes and places of the column chunks of a parquet footer, read from its Thrift bytes.
+"""What a parquet footer says of its column chunks, and a page header of its page, read from their Thrift bytes.
 
-pyarrow gives them too, but its accessor ends the process (`std::terminate`) on some damaged footers, and a corpus must
-not be able to do that. Here damage is a ValueError. Formats: Thrift's compact protocol, and `parquet.thrift`.
+pyarrow gives the former, too, but its accessor ends the process (`std::terminate`) on some damaged footers, and a
+corpus must not be able to do that. Here damage is a ValueError. Formats: Thrift's compact protocol, `parquet.thrift`.
 """
 
 from typing import Any, NamedTuple
@@ -19,12 +19,23 @@ class ColumnChunk(NamedTuple):
         size_bytes: uncompressed.
         start: first byte in the file.
         stop: byte after the last.
+        values: in all its pages.
     """
 
     name: str
     size_bytes: int
     start: int
     stop: int
+    values: int
+
+
+class PageHeader(NamedTuple):
+    """What stands before a page: its own length, the page's bytes as stored and as unpacked, and its values."""
+
+    length: int
+    packed_bytes: int
+    unpacked_bytes: int
+    values: int
 
 
 def column_chunks(footer: bytes) -> list[list[ColumnChunk]]:
@@ -45,14 +56,37 @@ def column_chunks(footer: bytes) -> list[list[ColumnChunk]]:
 
 def _chunk(metadata: dict[int, Any]) -> ColumnChunk:
     start = max(min(metadata[9], metadata.get(11) or metadata[9]), 0)
-    return ColumnChunk(metadata[3][0].decode(), max(metadata[6], 0), start, start + metadata[7])
+    return ColumnChunk(metadata[3][0].decode(), max(metadata[6], 0), start, start + metadata[7], max(metadata[5], 0))
+
+
+def page_header(data: bytes, start: int) -> PageHeader | None:
+    """The page header that begins at `start`; None where the data end inside it.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    decoder = _Decoder(data, start)
+    try:
+        fields = decoder.struct(0)
+    except IndexError:
+        return None
+    except TypeError as error:
+        raise ValueError(f"its header is damaged: {error!r}") from error
+    try:
+        data_page = fields.get(5) or fields.get(8) or {}  # in version 1 or 2; a dictionary's values are not counted
+        header = PageHeader(decoder.position - start, fields[3], fields[2], data_page.get(1, 0))
+        if not all(isinstance(number, int) for number in header) or header.values < 0:
+            raise ValueError(f"its header is damaged: it has {header.values!r} values")
+    except (LookupError, AttributeError) as error:
+        raise ValueError(f"its header is damaged: {error!r}") from error
+    return header
 
 
 class _Decoder:
     """Decodes structs to dicts by field number; bytes beyond the end are an IndexError."""
 
-    def __init__(self, data: bytes) -> None:
-        self.data, self.position = data, 0
+    def __init__(self, data: bytes, start: int = 0) -> None:
+        self.data, self.position = data, start
 
     def struct(self, depth: int) -> dict[int, Any]:
         fields: dict[int, Any] = {}
@@ -107,6 +141,8 @@ class _Decoder:
         while (byte := self._byte()) & 0x80:
             value |= (byte & 0x7F) << shift
             shift += 7
+            if shift > 63:
+                raise ValueError("a number has more than 64 bits")
         return value | byte << shift
 
     def _integer(self) -> int:

@@ -39,7 +39,7 @@ def test_sizes_and_places_are_those_of_pyarrow(tmp_path: Path, compression: str)
             if expected.dictionary_page_offset is not None:
                 start = min(start, expected.dictionary_page_offset)
             stop = start + expected.total_compressed_size
-            assert chunk[1:] == (expected.total_uncompressed_size, start, stop)
+            assert chunk[1:] == (expected.total_uncompressed_size, start, stop, expected.num_values)
             assert expected.path_in_schema.startswith(chunk.name)
         assert [chunk.name for chunk in group] == ["text", "a.b", "nested", "nested", "map", "map"]
 
