@@ -1,6 +1,7 @@
 """A job run to its end by a process of its own, as `curator run` does: its log, its trace, its job directory."""
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 from curator import logs, tracing
@@ -25,6 +26,11 @@ def run_spec(spec_file: str, data_dir: Path | None = None, log_format: logs.LogF
     """
     if log_format == "json":
         logs.start("json", ends_too=True)
+    with nullcontext() if log_format == "json" else logs.for_a_person():
+        return _run(spec_file, data_dir, log_format)
+
+
+def _run(spec_file: str, data_dir: Path | None, log_format: logs.LogFormat) -> Manifest:
     spec = load_spec(spec_file)
     keep_keys_of(spec.model_dump(include={"models"}))
     from curator.job_runner import run_in

@@ -1,7 +1,8 @@
 """What must never stand in a log: secrets, and the text of the corpus.
 
 Secrets are hidden by value, where it is known (variables of the environment whose names say that they hold one, and
-whatever `keep_secret` was told), and by form: passwords in addresses, bearer tokens, this service's keys, signatures.
+whatever `keep_secret` was told), and by form: what stands before the host of an address, bearer tokens, this service's
+keys, signatures.
 
 Text of the corpus gets into messages through errors alone. Those that this library raises on purpose name a file, a
 row and a reason, never a value. Of other errors only the kinds below are quoted: parsers and converters (ValueError,
@@ -28,7 +29,7 @@ _SECRET_NAME = re.compile(
     r"|(?:^|_)(?:SECRET|TOKEN|API_?KEY|ACCESS_KEY|SECRET_KEY|PRIVATE_KEY|ACCOUNT_KEY|DATABASE_URL|OTLP_(?:\w+_)?HEADERS))$"
 )
 _FORMS = (
-    (re.compile(r"(?<=://)[^\s/@:]*:[^\s/@]*(?=@)"), HIDDEN),
+    (re.compile(r"(?<=://)[^\s/\"'<>]+(?=@)"), HIDDEN),  # also a token without a user's name
     (re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}"), rf"\1 {HIDDEN}"),
     (re.compile(r"\btc_[a-z2-7]{46}\b"), HIDDEN),
     (re.compile(r"(?i)\b((?:x-amz-(?:signature|security-token)|sig|signature)=)[^&\s\"']+"), rf"\1{HIDDEN}"),

@@ -104,6 +104,29 @@ def start(form: LogFormat, stream: TextIO | None = None, *, ends_too: bool = Fal
     sys.unraisablehook = _words_from_nowhere
 
 
+@contextmanager
+def for_a_person() -> Iterator[None]:
+    """What libraries and Python warn of comes as text beside what a person is shown, without secrets.
+
+    Where the program has a handler of its own, that one stays. Afterwards all is as before.
+    """
+    root, form = logging.getLogger(), warnings.formatwarning
+    if root.handlers:
+        yield
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(TextLines())
+    root.addHandler(handler)
+    logging.captureWarnings(True)
+    warnings.formatwarning = _one_line
+    try:
+        yield
+    finally:
+        warnings.formatwarning = form
+        logging.captureWarnings(False)
+        root.removeHandler(handler)
+
+
 def also(**known: Any) -> None:
     """More fields that hold for the whole process."""
     _everywhere.update(known)

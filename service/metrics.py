@@ -117,15 +117,16 @@ class Metrics:
         self._relaunches.inc()
 
     def event_read(self, event: Event) -> None:
-        """An event was read for the first time by any service."""
+        """An event was read for the first time by any service; figures that are none are no reason to end a job."""
         counted = event.data.get("counted")
-        if event.type != "progress" or counted is None:
+        if event.type != "progress" or not isinstance(counted, dict):
             return
-        stage = str(event.data["stage"]).partition(" ")[0]  # `score reference`: users name their models
-        if stage in _STAGES:
+        stage = str(event.data.get("stage")).partition(" ")[0]  # `score reference`: users name their models
+        if stage in _STAGES and _is_number(counted.get("tokens")):
             self._worked.labels(stage).inc(counted["tokens"])
-        for result, shards in counted["shards"].items():
-            if result in get_args(ShardResult):
+        results = counted.get("shards")
+        for result, shards in results.items() if isinstance(results, dict) else ():
+            if result in get_args(ShardResult) and _is_number(shards):
                 self._commits.labels(result).inc(shards)
 
     def job_ended(self, job: Job) -> None:
@@ -194,3 +195,7 @@ class _Gauges:
 
     def collect(self) -> Any:
         return self._families
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and value >= 0

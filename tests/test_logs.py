@@ -122,6 +122,55 @@ def test_ordinary_variables_hide_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     assert hiding.hide("false! token! short http://host/a@b") == "false! token! short http://host/a@b"
 
 
+@pytest.mark.parametrize(
+    ("said", "hidden"),
+    [
+        ("cannot clone https://ghp-0123456789@git.host/x", "cannot clone https://[hidden]@git.host/x"),
+        ("git+https://u:p@ss:word@host:8/x@main", "git+https://[hidden]@host:8/x@main"),
+        ('{"a":"https://host","b":"me@x"}', '{"a":"https://host","b":"me@x"}'),
+        (
+            "s3://bucket/a@b and https://host/?q=a@b, file:///x@y",
+            "s3://bucket/a@b and https://host/?q=a@b, file:///x@y",
+        ),
+    ],
+)
+def test_whatever_stands_before_a_host_is_hidden(said: str, hidden: str) -> None:
+    assert hiding.hide(said) == hidden
+
+
+BATCH = """
+import logging, sys, warnings
+from curator import batch, logs, pipeline
+def curate(spec, reporter):
+    assert logging.getLogger().handlers
+    logging.getLogger("curator.trace").warning("cannot reach https://hunter2-token@host")
+    logging.getLogger("botocore").info("not for a person")
+    warnings.warn("the address https://u:hunter2@host is old")
+    return "done"
+pipeline.curate = curate
+assert batch.run_spec(sys.argv[1]) == "done"
+assert not logging.getLogger().handlers
+warnings.warn("afterwards")
+"""
+
+
+def test_in_text_too_what_libraries_say_during_a_batch_job_is_shown_without_secrets(tmp_path: Path) -> None:
+    spec = {
+        "name": "x", "corpus": {"kind": "jsonl", "uri": "a"}, "models": {"reference": {"engine": "bigram"}},
+        "policy": {"kind": "loss", "keep": 0.5}, "output": {"uri": str(tmp_path / "out")},
+    }  # fmt: skip
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    command = [sys.executable, "-c", BATCH, str(tmp_path / "spec.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    first, second, *rest = done.stderr.splitlines()
+    assert done.returncode == 0, done.stderr
+    assert first == "warning: cannot reach https://[hidden]@host"
+    assert re.fullmatch(
+        r"warning py.warnings: UserWarning at <string>:\d+: the address .*\[hidden\]@host is old", second
+    )
+    assert "hunter2" not in done.stderr and "UserWarning: afterwards" in rest[0]
+
+
 class Row(pydantic.BaseModel):
     text: int
 
