@@ -1,7 +1,7 @@
 """A Ray cluster of several hosts, as far as one machine has them, does the smoke job; a host falls silent meanwhile.
 
 The hosts are in hosts.py, the cluster in raylets.py. It takes root, `ip` and namespaces. The long form (CURATOR_SOAK)
-cuts the service off as well, and lets hosts fall silent at random moments.
+cuts the service and the head off as well, and lets hosts fall silent at random moments.
 """
 
 import os
@@ -18,7 +18,7 @@ import pytest
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 HERE = Path(__file__).parent
 SOAK = pytest.mark.skipif(not os.environ.get("CURATOR_SOAK"), reason="a long form: make soak")
-NOTICED_S, BLIP_S = 30.0, 2.0
+NOTICED_S, BLIP_S, DEAD_S = 30.0, 2.0, 15.0
 SILENCES, SILENCES_PER_JOB = 12, 4
 
 
@@ -120,17 +120,38 @@ def test_the_service_is_cut_off_from_the_cluster_for_a_while(
     assert cluster.digests(job) == cluster.digests(undisturbed)
 
 
+@SOAK
+def test_the_head_is_cut_off_from_everybody_until_all_are_dead_to_it(cluster: Any, undisturbed: str) -> None:
+    """The driver lives there: it has no worker left and waits, and goes on with those that come back."""
+    smoke, job = cluster.submitted("head-away.log")
+    holding = [cluster.stop_at_work("first", lambda: cluster.early(job)), cluster.stop_at_work("second")]
+    cluster.network.cut_off(cluster.hosts["head"])
+    time.sleep(DEAD_S)
+    cluster.network.put_back(cluster.hosts["head"])
+    for worker in holding:
+        worker.send_signal(signal.SIGCONT)
+    for name in ("first", "second"):
+        cluster.until(lambda name=name: not cluster.has_raylet(name), "its raylet learns that it is dead, and ends")
+        cluster.join(name)
+    assert smoke.poll() is None
+    assert cluster.passed(smoke, "head-away.log") == job
+    assert len(cluster.trouble(job)) == 2
+    assert cluster.attempts(job) == cluster.attempts(undisturbed)
+    assert cluster.digests(job) == cluster.digests(undisturbed)
+    cluster.all_alive(3)
+
+
 def silence(cluster: Any, generator: random.Random, smoke: Any, job: str) -> dict[str, Any] | None:
     """Cut one host off at a random moment, for a moment or until it is dead; it is put back, and joins again."""
     time.sleep(3 * generator.random())
-    name, for_s = generator.choice(["first", "second"]), generator.choice([0.5, 2.0, 15.0])
+    name, for_s = generator.choice(["first", "second"]), generator.choice([0.5, BLIP_S, DEAD_S])
     published = len(cluster.receipts(job))
     if smoke.poll() is not None:
         return None
     cluster.network.cut_off(cluster.hosts[name])
     time.sleep(for_s)
     cluster.network.put_back(cluster.hosts[name])
-    if for_s > 10:
+    if for_s == DEAD_S:
         cluster.until(lambda: not cluster.has_raylet(name), "its raylet learns that it is dead, and ends")
         cluster.join(name)
         cluster.all_alive(3)
