@@ -24,7 +24,7 @@ from curator.errors import ClusterError
 from curator.progress import Reporter
 from curator.room import Workers, count_workers, grows_to
 from curator.shard_map import Seat, ShardMap, failed, pause_s
-from curator.worker import ShardFailure, Stage, StageWorker, versions
+from curator.worker import ShardFailure, Stage, StageWorker, brief, versions
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no network calls that nobody asked for
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -141,7 +141,7 @@ class Pool:
         self._failed_starts += 1
         if self._failed_starts >= max(_FAILED_STARTS, 2 * len(self.seats)):
             raise ClusterError(
-                f"{self._failed_starts} workers in a row died before they were up, the last with: {_words(error)}; "
+                f"{self._failed_starts} workers in a row died before they were up, the last with: {brief(str(error))}; "
                 "see Ray's logs on its machine, /tmp/ray/session_latest/logs"
             ) from error
 
@@ -171,14 +171,9 @@ class Pool:
         try:
             return ray.get(reference)
         except ray.exceptions.RayTaskError as error:  # not by its own doing: what it was sent could not be read
-            return failed(f"the worker could not take the shard: {_words(error)}", opening=True)
+            return failed(f"the worker could not take the shard: {error}", opening=True)
         except ray.exceptions.RayError as error:
-            return failed(f"the worker died while it held the shard: {_words(error)}")
-
-
-def _words(error: Exception) -> str:
-    """An error of Ray on one line."""
-    return " ".join(str(error).split())
+            return failed(f"the worker died while it held the shard: {brief(str(error))}")
 
 
 class Cluster:

@@ -35,7 +35,7 @@ from curator.stages.pieces import ShardFiles
 from curator.stages.score import ScoreStage
 from curator.stages.select import SelectStage
 from curator.stages.tokenize import TokenizeStage, describe_bad_row
-from curator.worker import raise_failures
+from curator.worker import brief, raise_failures
 
 
 @interrupts.heeded()
@@ -226,7 +226,7 @@ def _map(job: Job, pool: Pool, name: str, stage: Any, tasks: Sequence[Any]) -> l
     if hopeless:
         raise_failures(name, failures, _describe)
     lost = [
-        LostShard(number=shard.number, stage=name, reason=hide(str(failure.failure.error)))
+        LostShard(number=shard.number, stage=name, reason=hide(brief(str(failure.failure.error))))
         for failure in failures
         for shard in _shards(failure.task)
         if shard.number not in published

@@ -13,7 +13,7 @@ from curator import interrupts, logs
 from curator.errors import ClusterError
 from curator.handout import Handout, Turn
 from curator.progress import Reporter, count_shards
-from curator.worker import Failure, ShardFailure
+from curator.worker import Failure, ShardFailure, brief, traced
 
 _POLL_S = 0.5
 _ASKED_PER_S = 100
@@ -111,6 +111,7 @@ class ShardMap(Generic[Task, Result]):
         self._idle: list[Seat] = []
         self._running: dict[Any, tuple[Seat, Turn[Task]]] = {}
         self._failures: list[ShardFailure[Task]] = []
+        self._explained: set[str] = set()
         self._tasks_done = self._tokens_done = self._failed_openings = 0
         self._next_poll_s, self._notice_s = 0.0, time.monotonic() + _NOTICE_S
 
@@ -208,7 +209,8 @@ class ShardMap(Generic[Task, Result]):
         """Say which attempt has failed and where: many failures of one machine point to that machine."""
         parts = turn.task if isinstance(turn.task, tuple) else (turn.task,)
         numbers = [part.number for part in parts if hasattr(part, "number")]
-        said = f"attempt {turn.attempt} of {self._retries + 1} failed, trying again: {failure.error}"
+        text, cause = str(failure.error), brief(str(failure.error))
+        said = f"attempt {turn.attempt} of {self._retries + 1} failed, trying again: {cause}"
         fields: dict[str, Any] = {}
         if numbers:
             last = f" to {numbers[-1]:05d}" if numbers[1:] else ""
@@ -217,6 +219,10 @@ class ShardMap(Generic[Task, Result]):
         if failure.worker:
             said += f" (worker {failure.worker})"
             fields["worker"] = failure.worker
+        why = text.rstrip().rpartition("\n")[2]
+        if traced(text) and why not in self._explained:  # once: every worker of a machine may fail to start alike
+            self._explained.add(why)
+            said += f"\n{text}"
         with logs.known(**fields):
             self._reporter.say(said)
 

@@ -6,6 +6,7 @@ Nothing here knows Ray: `curator.cluster` makes actors of `StageWorker`, and a t
 import gc
 import os
 import platform
+import re
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +19,8 @@ import curator
 from curator.errors import ClusterError, CuratorError, EngineDied, ShardError
 from curator.hiding import describe
 
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_TRACE = re.compile(r'(traceback: )?Traceback \(|File "|[\^~ ]+$')
 TaskContra = TypeVar("TaskContra", contravariant=True)
 ResultCo = TypeVar("ResultCo", covariant=True)
 Task = TypeVar("Task")
@@ -69,8 +72,27 @@ def raise_failures(stage: str, failures: Sequence[ShardFailure[Any]], describe: 
     """Raise ShardError if shards failed for good; everything else is published and the job can be resumed."""
     if not failures:
         return
-    lines = [f"  {describe(f.task)} ({f.attempts} attempts): {f.failure.error}" for f in failures]
-    raise ShardError(f"{stage}: {len(failures)} shards failed; run the same command to resume\n" + "\n".join(lines))
+    texts = [str(f.failure.error) for f in failures]
+    lines = [f"{stage}: {len(failures)} shards failed; run the same command to resume"]
+    lines += [
+        f"  {describe(f.task)} ({f.attempts} attempts): {brief(text)}" for f, text in zip(failures, texts, strict=True)
+    ]
+    trace = next(filter(traced, texts), None)
+    raise ShardError("\n".join(lines if trace is None else [*lines, "the first traceback:", trace]))
+
+
+def brief(text: str) -> str:
+    """An error on one line: without its traceback, which stands between what failed and why."""
+    lines = [line.strip() for line in _COLOUR.sub("", text).splitlines() if line.strip()]
+    start = next((number for number, line in enumerate(lines) if _TRACE.match(line)), None)
+    if start is None:
+        return " ".join(lines)
+    return ": ".join(part for part in (" ".join(lines[:start]), lines[-1]) if part)
+
+
+def traced(text: str) -> bool:
+    """Whether an error's text has a traceback."""
+    return any(_TRACE.match(line.strip()) for line in text.splitlines())
 
 
 class StageWorker:

@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import random
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,11 +16,11 @@ from typing import Any, ClassVar
 import pytest
 
 from curator import shard_map
-from curator.errors import ScorerError
+from curator.errors import ScorerError, ShardError
 from curator.logs import JsonLines, LogReporter
 from curator.progress import Silent
 from curator.shard_map import Seat, ShardMap, failed
-from curator.worker import Failure, ShardFailure, StageWorker
+from curator.worker import Failure, ShardFailure, StageWorker, raise_failures
 
 
 class Crew:
@@ -167,6 +168,51 @@ def test_a_failed_attempt_is_told_with_its_shards_and_its_worker() -> None:
         (f"shard 00007: attempt 1 of 2 failed, trying again: no (worker {where})", 7, where),
         (f"shard 00002 to 00004: attempt 1 of 2 failed, trying again: no (worker {where})", 2, where),
     ]
+
+
+TRACED = """\x1b[36mray::StageWorker.run()\x1b[39m (pid=%d)
+           ^^^^^^^~~~~ ^^^
+  File "site-packages/engine/start.py", line 9, in start
+    raise RuntimeError("no device")
+RuntimeError: no device
+"""
+
+
+def test_a_traceback_is_told_once_and_each_further_attempt_in_a_line_with_the_cause() -> None:
+    """As when no engine starts on any of many machines: their tracebacks differ in what tells processes apart."""
+
+    class Told(Silent):
+        said: ClassVar[list[str]] = []
+
+        def say(self, message: str) -> None:
+            self.said.append(message)
+
+    class Failing(Crew):
+        pids = itertools.count(100)
+
+        def work(self, machine: str, task: Any) -> Any:
+            if task == 9:
+                return Failure(ScorerError("one line\nand another"))
+            return failed(TRACED % next(self.pids)) if task < 4 else task
+
+    crew = Failing("aaaa", spare="bcd")
+    failures = ShardMap(crew, 2, range(10), Told(), lambda _: 1, lambda _: None).drive()
+    assert sorted(failure.task for failure in failures) == [0, 1, 2, 3, 9]
+    traced = [line for line in Told.said if "no device" in line]
+    assert len(traced) == 4 * 2 and sum("start.py" in line for line in traced) == 1 and "start.py" in traced[0]
+    for line in traced[1:]:
+        assert re.fullmatch(
+            r"attempt \d of 3 failed, trying again: ray::StageWorker.run\(\) \(pid=1\d\d\): RuntimeError: no device",
+            line,
+        )
+    assert [line for line in Told.said if "another" in line] == [
+        f"attempt {number} of 3 failed, trying again: one line and another" for number in (1, 2)
+    ]
+    with pytest.raises(ShardError) as ended:
+        raise_failures("score", failures, lambda task: f"shard {task}")
+    said = str(ended.value)
+    assert said.count("start.py") == 1 and said.count("RuntimeError: no device") == 4 + 1
+    assert len(said.splitlines()) == 1 + 5 + 1 + 5, said
 
 
 @pytest.mark.parametrize("unfit", [False, True])
