@@ -8,6 +8,8 @@ from curator.job_directory import TERMINAL, Event
 
 _REPEATED = ("calibrate", "publish")
 """How the names of stages begin that start from the beginning whenever a job is started again."""
+POSTPONED = "postponed"
+"""In an event that queues a job which could not be started: it goes on waiting."""
 
 
 def fold(events: Iterable[Event]) -> dict[str, Any]:
@@ -29,7 +31,7 @@ def _fold_state(data: dict[str, Any], moment: float) -> dict[str, Any]:
     if status == "validating":
         changes |= {"started_at": moment, "finished_at": None, "progress": None}
     if status == "queued":
-        changes |= {"finished_at": None, "progress": None}
+        changes |= {"finished_at": None, "progress": None} | ({} if data.get(POSTPONED) else {"queued_at": moment})
     if status in TERMINAL:
         changes |= {"finished_at": moment}
     if status == "completed":

@@ -10,6 +10,7 @@ from curator.errors import CuratorError, Superseded
 from curator.job_directory import JobDirectory
 from service.launcher import Launcher
 from service.metrics import Metrics
+from service.progress import POSTPONED
 from service.settings import Settings
 from service.store import Job, Store
 
@@ -78,7 +79,8 @@ class Starter:
         self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
         changed = self._store.move(job, "queued", epoch=job.epoch + 1, owner=None, lease_until=None)
         if changed is not None:
-            state = {"status": "queued", "reason": "the driver could not be started now; the service tries again"}
+            reason = "the driver could not be started now; the service tries again"
+            state = {"status": "queued", "reason": reason, POSTPONED: True}
             with suppress(CuratorError, OSError):  # else the watcher does it later
                 JobDirectory(job.directory).advance(changed.epoch, state)
             self._on_change(job.id)

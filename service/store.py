@@ -53,6 +53,7 @@ class Job:
     spec: dict[str, Any]
     output: str
     created_at: datetime
+    queued_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
     updated_at: datetime
@@ -155,10 +156,10 @@ class Store:
             )
 
     def waiting_since(self) -> float | None:
-        """When the oldest waiting job began to wait, in seconds since 1970: as submitted, or as it was resumed."""
-        began = sa.case((jobs.c.attempt == 1, jobs.c.created_at), else_=jobs.c.updated_at)
+        """When the job that waits longest began to wait, in seconds since 1970: attempts to start it end no wait."""
+        query = sa.select(sa.func.min(jobs.c.queued_at)).where(jobs.c.status == "queued")
         with reading(self.engine) as connection:
-            found = connection.execute(sa.select(sa.func.min(began)).where(jobs.c.status == "queued")).scalar_one()
+            found = connection.execute(query).scalar_one()
         return None if found is None else float(found)
 
     def waiting(self, connection: Connection, tenant: str | None, limit: int) -> int:
@@ -182,7 +183,7 @@ class Store:
         created = datetime.fromisoformat(record.created_at).timestamp()
         values: dict[str, Any] = {
             **record.model_dump(include={"id", "tenant", "kind", "name", "spec", "output", "epoch", "attempt"}),
-            "status": "queued", "created_at": created, "updated_at": created,
+            "status": "queued", "created_at": created, "queued_at": created, "updated_at": created,
         }  # fmt: skip
         return self._job(connection.execute(jobs.insert().values(values | known).returning(*jobs.c)).one())
 
@@ -281,6 +282,6 @@ class Store:
 
     def _job(self, row: Any) -> Job:
         values = dict(row._mapping)
-        for name in ("created_at", "started_at", "finished_at", "updated_at"):
+        for name in ("created_at", "queued_at", "started_at", "finished_at", "updated_at"):
             values[name] = None if values[name] is None else datetime.fromtimestamp(values[name], UTC)
         return Job(**values, directory=self._jobs_dir / row.id)

@@ -203,7 +203,7 @@ class Submissions:
                 self._check_room(connection, job.tenant, more=1)
             changed = self._store.move(
                 job, "queued", epoch=job.epoch + 1, attempt=job.attempt + 1, error=None, finished_at=None,
-                progress=None, relaunches=0,
+                progress=None, relaunches=0, queued_at=time.time(),
             )  # fmt: skip
             job = changed or self._again(job)
         self._tell(job, {"status": "queued"}, attempt=job.attempt)

@@ -20,6 +20,7 @@ jobs = sa.Table(
     sa.Column("spec", _json, nullable=False),
     sa.Column("output", sa.Text, nullable=False),
     sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("queued_at", sa.Float, nullable=False, server_default="0"),
     sa.Column("started_at", sa.Float),
     sa.Column("finished_at", sa.Float),
     sa.Column("updated_at", sa.Float, nullable=False),

@@ -232,8 +232,9 @@ class Watcher:
             return
         _log.warning("job %s: its driver has died or fallen silent; it is started again", job.id, extra=names(job))
         changed = self._store.move(
-            job, "queued", epoch=job.epoch + 1, relaunches=relaunches, progress=None, owner=None, lease_until=None
-        )
+            job, "queued", epoch=job.epoch + 1, relaunches=relaunches, progress=None, owner=None, lease_until=None,
+            queued_at=time.time(),
+        )  # fmt: skip
         if changed is not None:
             self._metrics.job_relaunched()
             reason = "the driver had died or fallen silent"

@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from curator.errors import Superseded
-from curator.job_directory import Event, JobDirectory, JobRecord, new_id, now
+from curator.job_directory import Event, JobDirectory
 from service.context import Services
-from service.database import writing
 from service.store import Job
 
 ENDED_S = 1_760_000_000.0
@@ -23,35 +22,11 @@ TOTALS = {"rows": 90, "tokens": 1000, "kept_tokens": 600, "quarantined_rows": 10
 
 _FIGURES = runpy.run_path(str(Path(__file__).with_name("figures.py")))
 value: Callable[..., float] = _FIGURES["value"]
+submit, found, take = _FIGURES["submit"], _FIGURES["found"], _FIGURES["take"]
 
 
 def sum_of(services: tuple[Services, ...], name: str, **labels: str) -> float:
     return sum(value(each, name, **labels) for each in services)
-
-
-def submit(services: Services) -> Job:
-    record = JobRecord(
-        id=new_id("job"), kind="curate", tenant="default", name="n", spec={}, output="/nowhere", created_at=now()
-    )  # fmt: skip
-    JobDirectory(services.settings.jobs_dir / record.id).create(record)
-    with writing(services.store.engine) as connection:
-        services.store.insert(connection, record)
-    return found(services, record.id)
-
-
-def found(services: Services, job_id: str) -> Job:
-    job = services.store.job(job_id)
-    assert job is not None
-    return job
-
-
-def take(services: Services) -> Job:
-    """Begin the next job, as a service does that dies right afterwards."""
-    job = services.store.claim("elsewhere:1:x", 0.0, 100, None)
-    assert job is not None
-    services.metrics.job_started(job)
-    JobDirectory(job.directory).advance(job.epoch, {"status": "validating"})
-    return job
 
 
 def write(job: Job, *data: tuple[str, dict[str, Any]], at_s: float = ENDED_S) -> None:
@@ -226,18 +201,6 @@ def test_a_driver_that_cannot_be_started_is_counted(
     services.watcher.round()
     assert value(services, "start_failures_total") == 1
     assert found(services, job.id).status == "queued", "it is no fault of the job's"
-
-
-def test_the_queue_says_how_long_its_oldest_job_waits(open_services: Callable[..., Services]) -> None:
-    services = open_services()
-    assert value(services, "queue_oldest_seconds") == 0
-    submit(services)
-    submit(services)
-    assert value(services, "jobs", state="queued") == 2
-    assert 0 < value(services, "queue_oldest_seconds") < 60
-    take(services)
-    take(services)
-    assert value(services, "queue_oldest_seconds") == 0
 
 
 def test_a_cluster_that_stays_away_is_asked_less_and_less_often(

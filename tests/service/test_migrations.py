@@ -46,7 +46,7 @@ AFTER: dict[str, dict[str, Any]] = {
     **BEFORE,
     "jobs": {
         **BEFORE["jobs"], "spec": {"policy": {"keep": 0.5}}, "totals": {"tokens": 9007199254740993},
-        "version": 1, "relaunches": 0, "error": None,
+        "version": 1, "relaunches": 0, "error": None, "queued_at": 2.5,  # of a second attempt
     },
     "keys": {**BEFORE["keys"], "scopes": ["read"]},
 }  # fmt: skip
