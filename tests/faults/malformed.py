@@ -1,10 +1,10 @@
 """Malformed corpora by the thousand, through the real planner and tokeniser, under a limit of memory.
 
-    python malformed.py FOLDER SEED LINES FILES
+    python malformed.py FOLDER SEED LINES FILES none|short|whole
 
 Intact rows must be kept with their text, malformed ones quarantined for the right reason, files that cannot be read
-refused by name. Prints one JSON line; `last` in FOLDER names the input at which a process died. Run by
-test_malformed.py; the inputs are made in inputs.py.
+refused by name. The last word says how many bombs and huge inputs come at the end. Prints one JSON line; `last` in
+FOLDER names the input at which a process died. Run by test_malformed.py; the inputs are made in inputs.py.
 """
 
 import json
@@ -89,12 +89,15 @@ def judge(case: Input, kept: list[tuple[str, str]], quarantined: list[Any]) -> l
     return found
 
 
-def inputs(texts: list[str], chance: Chance, folder: Path, lines_wanted: int, files: int) -> Iterator[Input]:
+def inputs(
+    texts: list[str], chance: Chance, folder: Path, lines_wanted: int, files: int, bombs: str
+) -> Iterator[Input]:
     for _ in range(lines_wanted // 100):
         yield lines(texts, chance, folder, 100)
     for i in range(files):
         yield FILES[i % len(FILES)](texts, chance, folder)
-    yield from heavy(texts, folder, whole=files > 1000)
+    if bombs != "none":
+        yield from heavy(texts, folder, whole=bombs == "whole")
 
 
 def peak_bytes() -> int:
@@ -104,7 +107,7 @@ def peak_bytes() -> int:
 
 def main() -> None:
     datasets.disable_progress_bars()
-    folder, seed, lines_wanted, files = Path(sys.argv[1]), *map(int, sys.argv[2:])
+    folder, seed, lines_wanted, files, bombs = Path(sys.argv[1]), *map(int, sys.argv[2:5]), sys.argv[5]
     texts = json.loads((folder / "texts.json").read_text())
     chance, kinds, fates = random.Random(seed), Counter[str](), Counter[str]()
     complaints: list[str] = []
@@ -116,7 +119,7 @@ def main() -> None:
     place = folder / "case"
     while True:
         if not number:
-            source = inputs(texts, chance, place, lines_wanted, files)
+            source = inputs(texts, chance, place, lines_wanted, files, bombs)
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
         case = next(source, None)
