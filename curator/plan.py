@@ -142,7 +142,8 @@ def make_plan(spec: CurationSpec) -> Plan:
     target_bytes = max(int(spec.shard_tokens * sample.bytes_per_token), 1)
     shards, damage = _cut_shards(corpus, sources, target_bytes, sample.bytes_per_token)
     if not shards and not damage:
-        raise SpecError(f"corpus.uri: the {len(sources)} files have no rows; check the glob")
+        first = sources[0].path
+        raise SpecError(f"corpus: its {len(sources)} files, {first!r} first, have no rows; check where it points")
     encoded = base64.b64encode(carried.serialize().to_pybytes()).decode()
     frozen = [spec.model_dump(mode="json")["corpus"], encoded, sources, shards]
     return Plan(

@@ -113,7 +113,9 @@ def lines(texts: list[str], chance: Chance, folder: Path, count: int) -> Input:
     """One file of malformed lines among intact ones; packed or plain."""
     good: list[tuple[int | None, str]] = []
     bad: dict[int, set[str]] = {}
-    rows: list[bytes] = []
+    first, text = INTACT["plain"](texts[0])  # not a malformed one: a byte order mark may begin a file
+    good.append((0, text))
+    rows: list[bytes] = [first]
     for _ in range(count):
         for _ in range(chance.randrange(3)):
             raw, text = INTACT[chance.choice(list(INTACT))](chance.choice(texts))

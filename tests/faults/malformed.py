@@ -132,7 +132,7 @@ def main() -> None:
             reasons.update(bad.reason for bad in quarantined)
             fates["read"] += 1
         except CuratorError as error:
-            named = case.refused and ("a." in str(error) or str(place) in str(error))
+            named = case.refused and any(name in str(error) for name in ("a.", "'saved/", str(place)))
             problems = [] if named else [f"refused: {error}"]
             fates["refused"] += 1
         except Exception as error:
