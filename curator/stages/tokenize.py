@@ -24,7 +24,7 @@ from curator.tokens.tokenizer import EncodedDocument, Tokenizer, load_tokenizer
 from curator.worker import worker_name
 
 _BATCH_BYTES = 1 << 18
-_MOST_BAD_ROWS = 1_000_000
+_MOST_BAD_ROWS = 250_000  # some 150 MB; so many in 4 million tokens mean that the corpus is misread
 """Each is kept with its place; a packed megabyte of line ends would make a thousand times as many."""
 
 
