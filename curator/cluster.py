@@ -241,5 +241,7 @@ def _joined(address: str | None) -> Iterator[None]:
         yield
     finally:
         left = remains.family(own) if own else []
-        ray.shutdown()
-        remains.end(left)
+        try:
+            ray.shutdown()
+        finally:
+            remains.end(left + remains.strays(own) if own else [])

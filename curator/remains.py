@@ -21,6 +21,18 @@ def family(session: str) -> list[psutil.Process]:
     return found
 
 
+def strays(session: str) -> list[psutil.Process]:
+    """Scripts of Ray's that have `session` in their command: workers that were being started when the node went."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            words = process.cmdline()
+            is_script = any("/ray/" in word and word.endswith(".py") for word in words)
+            if is_script and any(session in word for word in words):  # not a person who reads its logs
+                found.append(process)
+    return found
+
+
 def end(processes: list[psutil.Process]) -> None:
     """Kill those that still run, and wait for it, 2 s at most."""
     for process in processes:

@@ -38,10 +38,12 @@ def test_a_node_that_is_slow_to_stop_leaves_no_process() -> None:
 
 
 def test_only_children_of_the_session_are_ended() -> None:
+    names = ("s_1", "s_2", "/python/ray/worker.py s_2")
     sleepers = [
-        subprocess.Popen([sys.executable, "-c", "input()", name], stdin=subprocess.PIPE) for name in ("s_1", "s_2")
+        subprocess.Popen([sys.executable, "-c", "input()", *name.split()], stdin=subprocess.PIPE) for name in names
     ]
     try:
+        assert [process.pid for process in remains.strays("s_2")] == [sleepers[2].pid]
         mine = remains.family("s_1")
         assert [process.pid for process in mine] == [sleepers[0].pid]
         remains.end(mine)

@@ -88,14 +88,14 @@ def test_a_run_by_hand_is_a_job_of_the_service(
     asked = time.monotonic()
     assert run.wait(10) == INTERRUPTED, run.communicate()[0]
     service.wait(job_id, "cancelled", within_s=10 - (time.monotonic() - asked))
-    until(lambda: alive(members) == [] or None, 10 - (time.monotonic() - asked))  # Ray's agents go a moment later
-    files.check_nothing_left(within_s=0)
+    until(lambda: alive(members) == [] or None, 30)  # on a busy machine Ray's own may go a moment later
+    files.check_nothing_left(within_s=10)
 
     run = command.run()  # the same command goes on with the same job
     files.wait_stage("score reference", attempt=2)
     members = family(run)
     assert press_ctrl_c(run) == INTERRUPTED, run.communicate()[0]
-    until(lambda: alive(members) == [] or None, 10)
+    until(lambda: alive(members) == [] or None, 30)
     job = service.wait(job_id, "cancelled", within_s=10)
     assert (job["attempt"], files.states()[-1]) == (2, "cancelled")
     assert (files.output / "manifest.partial.json").exists()
